@@ -1,0 +1,100 @@
+"""The diffusion engine: text or token ids in and out.
+
+Knows no LSP, no editor, and no file path except a checkpoint's folder. Importing this package does
+not import torch; `load_engine` and `load_model` do, when called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# Errors
+from .errors import (
+    Cancelled,
+    CheckpointError,
+    ConfigError,
+    ContextTooLong,
+    DGemmaError,
+    EngineUnavailable,
+    RequestError,
+)
+
+# Requests and results
+from .types import (
+    CancellationToken,
+    DraftStep,
+    DraftToken,
+    EngineInfo,
+    HoleKind,
+    InfillEngine,
+    InfillRequest,
+    InfillResult,
+    OnStep,
+    StopReason,
+    Timings,
+)
+
+if TYPE_CHECKING:
+    from .model import DiffusionGemma
+
+__all__ = [
+    "CancellationToken",
+    "Cancelled",
+    "CheckpointError",
+    "ConfigError",
+    "ContextTooLong",
+    "DGemmaError",
+    "DraftStep",
+    "DraftToken",
+    "EngineInfo",
+    "EngineUnavailable",
+    "HoleKind",
+    "InfillEngine",
+    "InfillRequest",
+    "InfillResult",
+    "OnStep",
+    "RequestError",
+    "StopReason",
+    "Timings",
+    "load_engine",
+    "load_model",
+]
+
+
+def load_engine(model: str = "default", device: str = "auto", dtype: str = "auto") -> InfillEngine:
+    """Load a checkpoint and the infill strategy that suits it.
+
+    Args:
+        model: "default" for the small model in this package, else a checkpoint folder in the
+            Hugging Face layout.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "bfloat16", "float16".
+    Raises:
+        EngineUnavailable: torch is not installed, or the device is not there.
+        CheckpointError: the folder is not a checkpoint this engine can run.
+    """
+    _require_torch()
+    from .infill import build_engine
+
+    return build_engine(model, device, dtype)
+
+
+def load_model(path: str, device: str = "auto", dtype: str = "auto") -> DiffusionGemma:
+    """Load a checkpoint's parameters, without tokenizer or infill strategy.
+
+    Args and errors as for `load_engine`; `path` is always a folder.
+    """
+    _require_torch()
+    from .checkpoint import load_checkpoint
+
+    return load_checkpoint(path, device, dtype)
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401  (only asked whether it is there)
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"torch cannot be imported ({error}). Install it: pip install 'torch>=2.9,<2.14' "
+            "(see the README for a CPU-only build)."
+        ) from error

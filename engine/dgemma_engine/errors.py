@@ -1,0 +1,42 @@
+"""The engine's errors, one tree.
+
+DGemmaError
+├── ConfigError          a value the user or a config.json gave is out of range
+├── CheckpointError      a checkpoint folder cannot be loaded
+├── RequestError         a request cannot be served as it stands
+│   └── ContextTooLong   prefix and suffix exceed what the model can read
+├── EngineUnavailable    no engine can be had here (torch missing, device absent)
+└── Cancelled            the caller withdrew the request
+
+Every message names the value received, the limit, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class DGemmaError(Exception):
+    """Base of everything the engine raises on purpose."""
+
+
+class ConfigError(DGemmaError):
+    """A configuration value is missing or out of range."""
+
+
+class CheckpointError(DGemmaError):
+    """A checkpoint folder is missing something, damaged, or of another architecture."""
+
+
+class RequestError(DGemmaError):
+    """An infill request cannot be served as it stands."""
+
+
+class ContextTooLong(RequestError):
+    """Prefix and suffix together exceed what the model can read."""
+
+
+class EngineUnavailable(DGemmaError):
+    """No engine can be had on this machine as it is."""
+
+
+class Cancelled(DGemmaError):
+    """The caller withdrew the request; nothing was lost but its result."""

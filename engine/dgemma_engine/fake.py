@@ -1,0 +1,79 @@
+"""A scripted engine: the same protocol, no model, no torch.
+
+For tests of whatever sits above the engine, where the text of a fill must be exact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from .types import (
+    CancellationToken,
+    DraftStep,
+    DraftToken,
+    EngineInfo,
+    InfillRequest,
+    InfillResult,
+    OnStep,
+    StopReason,
+    Timings,
+)
+
+
+class FakeEngine:
+    """Answers every request with `answer(request)` after `num_passes` passes of `pass_seconds` each.
+
+    Keeps every request it was given in `requests`, and how many were cancelled in `num_cancelled`.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[InfillRequest], str],
+        *,
+        num_passes: int = 4,
+        pass_seconds: float = 0.0,
+    ) -> None:
+        self._answer = answer
+        self._num_passes = num_passes
+        self._pass_seconds = pass_seconds
+        self.requests: list[InfillRequest] = []
+        self.num_cancelled = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo("fake", parameters=0, device="none", dtype="none", strategy="scripted")
+
+    def fill(
+        self,
+        request: InfillRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> InfillResult:
+        self.requests.append(request)
+        text = self._answer(request)
+        start = time.monotonic()
+        num_passes, stop_reason = self._num_passes, StopReason.CONVERGED
+        for step in range(self._num_passes):
+            if cancel is not None and cancel.is_cancelled:
+                self.num_cancelled += 1
+                cancel.raise_if_cancelled()
+            if request.deadline is not None and time.monotonic() > request.deadline:
+                num_passes, stop_reason = step, StopReason.DEADLINE
+                break
+            time.sleep(self._pass_seconds)
+            if on_step is not None:
+                tokens = (DraftToken(text, confidence=1.0, is_accepted=True),)
+                on_step(DraftStep(step, self._num_passes, text, tokens, mean_entropy=0.0))
+        elapsed_ms = (time.monotonic() - start) * 1000
+        return InfillResult(
+            text=text,
+            token_ids=(),
+            token_confidences=(),
+            mean_entropy=0.0,
+            num_passes=num_passes,
+            num_cached_tokens=0,
+            num_context_tokens=0,
+            timings=Timings(encode_ms=0.0, denoise_ms=elapsed_ms, total_ms=elapsed_ms),
+            stop_reason=stop_reason,
+        )

@@ -1,0 +1,196 @@
+"""What goes into the engine and what comes out, in plain Python.
+
+Standard library only: the language server imports this module before torch is loaded.
+It knows text, not Positions, files or editors. Read `infill.py` next for what is done with a request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from .errors import Cancelled, RequestError
+
+
+class HoleKind(str, Enum):
+    """What the hole is; decides where a fill has to end."""
+
+    LINE = "line"  # the rest of one line: the fill holds no newline
+    BLOCK = "block"  # whole lines: a statement, a body
+    SELECTION = "selection"  # text that was there is replaced: nothing is known about its shape
+
+
+class StopReason(str, Enum):
+    """Why denoising ended."""
+
+    CONVERGED = "converged"  # stable and confident, the checkpoint's own criterion
+    STABLE = "stable"  # the text up to its end mark did not change any more
+    MAX_STEPS = "max_steps"
+    DEADLINE = "deadline"  # the best draft so far was taken
+
+
+@dataclass(frozen=True, slots=True)
+class InfillRequest:
+    """A hole between two pieces of text.
+
+    Attributes:
+        prefix: text before the hole, as much as the caller wants read. May be empty.
+        suffix: text after the hole. May be empty.
+        kind: what the hole is (`HoleKind`).
+        language_id: LSP language identifier, "python".
+        max_tokens: longest fill, in tokens, >= 1.
+        seed: of the noise; the same request and seed give the same fill on the same machine.
+        max_steps: denoising steps at most; None takes the checkpoint's own number.
+        deadline: `time.monotonic()` seconds after which the draft at hand is returned; None for none.
+
+    Raises:
+        RequestError: at construction, if a number is out of range; the message shows it.
+    """
+
+    prefix: str
+    suffix: str
+    kind: HoleKind = HoleKind.LINE
+    language_id: str = "plaintext"
+    max_tokens: int = 64
+    seed: int = 0
+    max_steps: int | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise RequestError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"seed must be in 0 .. 2**63 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftToken:
+    """One hole slot of a draft: its text, the model's probability for it, and whether it was accepted."""
+
+    text: str
+    confidence: float  # 0 .. 1, at the step's temperature
+    is_accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """The hole after one denoising step, as a caller may show it.
+
+    Attributes:
+        step: counts up from 0.
+        max_steps: the most there will be.
+        text: the draft as it would be inserted if denoising ended here.
+        tokens: every slot of the hole up to the draft's end mark.
+        mean_entropy: nats, over the hole's slots.
+    """
+
+    step: int
+    max_steps: int
+    text: str
+    tokens: tuple[DraftToken, ...]
+    mean_entropy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall time of one fill, in milliseconds."""
+
+    encode_ms: float  # tokenising and encoding the part of the context that was not cached
+    denoise_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class InfillResult:
+    """A filled hole.
+
+    Attributes:
+        text: what goes between prefix and suffix.
+        token_ids: the fill's tokens, end mark excluded. Where a token was cut by the cursor, the
+            first one begins before the hole; `text` does not.
+        token_confidences: the model's probability of each token at the last step, 0 .. 1.
+        mean_entropy: nats, over the fill's tokens at the last step.
+        num_passes: forward passes through the decoder.
+        num_cached_tokens: context tokens that did not have to be encoded again.
+        num_context_tokens: context tokens in all.
+        timings: wall time.
+        stop_reason: why denoising ended.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    token_confidences: tuple[float, ...]
+    mean_entropy: float
+    num_passes: int
+    num_cached_tokens: int
+    num_context_tokens: int
+    timings: Timings
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine runs on, for status lines and `dgemma-lsp doctor`."""
+
+    model: str
+    parameters: int
+    device: str
+    dtype: str
+    strategy: str
+
+
+class CancellationToken:
+    """Set by whoever asked, looked at before every denoising step by whoever works. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        self._event.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._event.is_set()
+
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` if `cancel()` was called."""
+        if self._event.is_set():
+            raise Cancelled("the request was withdrawn")
+
+
+OnStep = Callable[[DraftStep], None]
+
+
+class InfillEngine(Protocol):
+    """Whatever fills holes: the real engine, a remote one, the scripted one of the tests.
+
+    One fill at a time: a caller with several threads brings its own queue.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def fill(
+        self,
+        request: InfillRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> InfillResult:
+        """Fill the hole.
+
+        Args:
+            request: the hole.
+            on_step: called after every denoising step, on the thread that called `fill`.
+            cancel: looked at before every pass.
+        Returns:
+            the fill; its text may be empty.
+        Raises:
+            Cancelled: within one pass of `cancel.cancel()`.
+            RequestError: the request cannot be served (`ContextTooLong` among them).
+        """
+        ...
