@@ -1,4 +1,4 @@
-"""The special tokens of our own checkpoints: names and ids, for tokenizer training and for inference.
+"""The special tokens of our own checkpoints: names and ids, for training and for inference.
 
 They stand at the start of the vocabulary, so a token's place in `SPECIAL_TOKENS` is its id. Other
 checkpoints bring their own special tokens and never meet this file. Standard library only.
