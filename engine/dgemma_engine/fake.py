@@ -22,7 +22,7 @@ from .types import (
 
 
 class FakeEngine:
-    """Answers every request with `answer(request)` after `num_passes` passes of `pass_seconds` each.
+    """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
     Keeps every request it was given in `requests`, and how many were cancelled in `num_cancelled`.
     """

@@ -1,7 +1,7 @@
 """What goes into the engine and what comes out, in plain Python.
 
 Standard library only: the language server imports this module before torch is loaded.
-It knows text, not Positions, files or editors. Read `infill.py` next for what is done with a request.
+It knows text, not Positions, files or editors. Read `infill.py` next: what a request becomes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class InfillRequest:
         max_tokens: longest fill, in tokens, >= 1.
         seed: of the noise; the same request and seed give the same fill on the same machine.
         max_steps: denoising steps at most; None takes the checkpoint's own number.
-        deadline: `time.monotonic()` seconds after which the draft at hand is returned; None for none.
+        deadline: `time.monotonic()` seconds after which the draft at hand is returned, or None.
 
     Raises:
         RequestError: at construction, if a number is out of range; the message shows it.
@@ -70,7 +70,7 @@ class InfillRequest:
 
 @dataclass(frozen=True, slots=True)
 class DraftToken:
-    """One hole slot of a draft: its text, the model's probability for it, and whether it was accepted."""
+    """One hole slot of a draft: text, the model's probability for it, whether it was accepted."""
 
     text: str
     confidence: float  # 0 .. 1, at the step's temperature

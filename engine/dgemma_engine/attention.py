@@ -1,0 +1,100 @@
+"""Attention of one layer: projections, per-head norms, rotary embedding.
+
+One set of weights serves two uses. The encoder attends causally and its caller writes the keys and
+values returned here into the cache; the canvas attends to cached and own keys and drops its own.
+Nothing in this module writes a cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from dgemma_kernels import attention, rms_norm, rope
+from torch import Tensor, nn
+
+from .config import LayerConfig, ModelConfig
+from .layers import RMSNorm
+
+
+class Rotary(NamedTuple):
+    """Angles of one kind of layer: cos and sin, each (B or 1, S, K)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Projections(NamedTuple):
+    """What attention needs of new tokens: query (B, H, S, K), key and value (B, G, S, K)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class Attention(nn.Module):
+    """q, k, v and output projections with query and key norms, named as in the checkpoint."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        self.layer = layer
+        query_size = config.num_attention_heads * layer.head_dim
+        key_size = layer.num_key_value_heads * layer.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        if not layer.value_from_key:
+            self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
+
+    def project(self, hidden: Tensor, rotary: Rotary) -> Projections:
+        """Project (B, S, D), norm each head, rotate queries and keys.
+
+        Values are normed without a scale and not rotated. On a full layer they are the raw key
+        projection, taken before the key norm.
+        """
+        key, value = self.project_key_value(hidden, rotary)
+        query = self.q_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))  # (B, S, H, K)
+        query = rope(self.q_norm(query), *rotary).transpose(1, 2)  # (B, H, S, K)
+        return Projections(query, key, value)
+
+    def project_key_value(self, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """As `project`, without the query: all that the encoder's last layer has to do."""
+        key = self.k_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))  # (B, S, G, K)
+        value = key
+        if not self.layer.value_from_key:
+            value = self.v_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))
+        key = rope(self.k_norm(key), *rotary)
+        value = rms_norm(value, None, self.k_norm.eps)
+        return key.transpose(1, 2), value.transpose(1, 2)  # (B, G, S, K)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend and project back: (B, H, S, K) over (B, G, L, K) to (B, S, D)."""
+        heads = attention(query, key, value, mask)  # (B, H, S, K)
+        output: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
+        return output
+
+
+def build_rotary(layer: LayerConfig, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
+    """Angles for tokens at the given positions.
+
+    The first `rotary_fraction` of the channel pairs rotate, with frequencies theta^(-2j/K) whose
+    exponent is over the whole head; the other pairs stay (frequency 0).
+
+    Args:
+        layer: head size, theta and fraction.
+        position_ids: (B or 1, S) int64.
+        dtype: of the result; the angles are computed in float32 and rounded once.
+    Returns:
+        cos and sin, (B or 1, S, K).
+    Source: transformers 5.23, rope types "default" and "proportional".
+    """
+    half = layer.head_dim // 2
+    num_rotating = int(layer.rotary_fraction * layer.head_dim // 2)
+    exponent = torch.arange(0, 2 * num_rotating, 2, device=position_ids.device).float()
+    frequencies = torch.zeros(half, device=position_ids.device)
+    frequencies[:num_rotating] = 1.0 / layer.rope_theta ** (exponent / layer.head_dim)
+    angles = position_ids[..., None].float() * frequencies  # (B, S, K/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (B, S, K)
+    return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))

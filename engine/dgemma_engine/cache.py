@@ -1,0 +1,143 @@
+"""The encoder's keys and values, and their reuse between calls.
+
+`KVCache` is what one prefix left behind; `PrefixCache` keeps it for the next prompt, which in an
+editor shares all but a few tokens with the last. Only the encoder writes either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+
+if TYPE_CHECKING:
+    from .model import DiffusionGemma
+
+# Buffers grow to the next multiple of this many tokens: a typed character then seldom reallocates.
+_GROWTH_TOKENS = 256
+
+
+class KVCache:
+    """Keys and values of an encoded prefix, per layer (B, G, S, K), post-norm and post-rope.
+
+    Every layer keeps the whole prefix, sliding layers too, so that `truncate` is exact anywhere.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._config = config
+        self._length = 0
+        self.batch_size = batch_size
+        self._keys = [
+            torch.empty(
+                (batch_size, layer.num_key_value_heads, 0, layer.head_dim),
+                dtype=dtype,
+                device=device,
+            )
+            for layer in config.layers
+        ]
+        self._values = [torch.empty_like(keys) for keys in self._keys]
+
+    @property
+    def length(self) -> int:
+        """S, the tokens encoded so far."""
+        return self._length
+
+    def write(self, layer_index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the new tokens' keys and values behind the encoded ones.
+
+        They count only after `advance`: a pass that is broken off leaves the cache as it was.
+
+        Args:
+            layer_index: which layer.
+            keys: (B, G, S_new, K).
+            values: as `keys`.
+        Returns:
+            keys and values of all S + S_new tokens, views into the cache.
+        """
+        end = self._length + keys.shape[2]
+        self._reserve(layer_index, end)
+        self._keys[layer_index][:, :, self._length : end] = keys
+        self._values[layer_index][:, :, self._length : end] = values
+        return self._keys[layer_index][:, :, :end], self._values[layer_index][:, :, :end]
+
+    def advance(self, num_tokens: int) -> None:
+        """Count tokens that every layer has written."""
+        self._length += num_tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        assert 0 <= length <= self._length, (length, self._length)
+        self._length = length
+
+    def canvas_keys(self, layer_index: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """What a canvas may read of the prefix in one layer.
+
+        A full layer shows all of it. A sliding layer shows the last `sliding_window - 1` tokens,
+        the same ones to every canvas position, however far into the canvas it stands.
+
+        Args:
+            layer_index: which layer.
+            batch_size: of the canvas; a cache of one row serves a canvas of many.
+        Returns:
+            keys and values (batch_size, G, S', K), views.
+        Source: transformers 5.23, decoder attention over a DynamicCache.
+        """
+        start = 0
+        if self._config.layers[layer_index].is_sliding:
+            start = max(0, self._length - (self._config.sliding_window - 1))
+        keys = self._keys[layer_index][:, :, start : self._length]
+        values = self._values[layer_index][:, :, start : self._length]
+        if self.batch_size != batch_size:
+            assert self.batch_size == 1, (self.batch_size, batch_size)
+            keys = keys.expand(batch_size, -1, -1, -1)
+            values = values.expand(batch_size, -1, -1, -1)
+        return keys, values
+
+    def _reserve(self, layer_index: int, length: int) -> None:
+        for buffers in (self._keys, self._values):
+            old = buffers[layer_index]
+            if old.shape[2] >= length:
+                continue
+            capacity = max(length, old.shape[2] * 2)
+            capacity = -(-capacity // _GROWTH_TOKENS) * _GROWTH_TOKENS
+            new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+            new[:, :, : self._length] = old[:, :, : self._length]
+            buffers[layer_index] = new
+
+
+class PrefixCache:
+    """The cache of the last prompt; the next prompt re-encodes only what differs."""
+
+    def __init__(self, model: DiffusionGemma) -> None:
+        self._model = model
+        self._token_ids: list[int] = []
+        self._cache: KVCache | None = None
+
+    def encode(self, token_ids: Sequence[int]) -> tuple[KVCache, int]:
+        """Return the cache of exactly `token_ids`, and how many of them it already held.
+
+        The cache is valid until the next call. If encoding fails half-way, what was valid stays so.
+        """
+        shared = _shared_length(self._token_ids, token_ids)
+        if self._cache is None:
+            self._cache = self._model.new_cache(batch_size=1)
+        self._cache.truncate(shared)
+        del self._token_ids[shared:]
+        rest = list(token_ids[shared:])
+        if rest:
+            self._model.prefill(torch.tensor([rest], device=self._model.device), self._cache)
+            self._token_ids.extend(rest)
+        return self._cache, shared
+
+
+def _shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+    for index, (left_id, right_id) in enumerate(zip(left, right, strict=False)):
+        if left_id != right_id:
+            return index
+    return min(len(left), len(right))

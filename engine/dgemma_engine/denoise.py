@@ -1,0 +1,144 @@
+"""The denoising loop: from noise to text on one canvas.
+
+                 +--------------------------------------------------+
+                 v                                                  |
+    noise -> impose clamped -> decoder pass -> / temperature -> restrict
+                 ^                                                  |
+                 |                              candidates, entropy v
+               renoise what was not accepted <--- accept the certain ones
+
+Knows ids and tensors, not text. Nothing is frozen: acceptance is decided anew at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .canvas import Canvas
+from .config import SamplerConfig
+from .model import DiffusionGemma
+from .sampler import accept, draw, noise
+from .schedule import min_accepted, noise_proportion, temperature
+from .stopping import StoppingCriterion
+from .types import CancellationToken, StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingStep:
+    """What one pass found. Rows that had finished before keep their last values.
+
+    Attributes:
+        step: counts up from 0.
+        noise_proportion: 1 at the first step, falling to 1 / N.
+        canvas: (B, C) int64, the input of the next pass.
+        argmax_canvas: (B, C) int64, the draft: the most likely token everywhere.
+        confidence: (B, C) float32, the draft's probabilities at this step's temperature.
+        entropy: (B, C) float32, nats.
+        accepted: (B, C) bool.
+        is_finished: (B,) bool.
+        stop_reason: of the criterion that finished the last row; None while any row goes on.
+    """
+
+    step: int
+    noise_proportion: float
+    canvas: Tensor
+    argmax_canvas: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    accepted: Tensor
+    is_finished: Tensor
+    stop_reason: StopReason | None
+
+
+@torch.no_grad()
+def denoise(
+    model: DiffusionGemma,
+    cache: KVCache,
+    canvas: Canvas,
+    config: SamplerConfig,
+    generator: torch.Generator,
+    criteria: Sequence[StoppingCriterion],
+    cancel: CancellationToken | None = None,
+) -> Iterator[DenoisingStep]:
+    """Denoise a canvas, one step per item, until every row has finished or the steps run out.
+
+    Args:
+        model: the model.
+        cache: the encoded prefix, one row or as many as the canvas. Only read.
+        canvas: holes and clamped tokens.
+        config: schedule, bound, candidates.
+        generator: source of all noise and draws, on the model's device.
+        criteria: a row is finished as soon as one of them says so.
+        cancel: looked at before every pass.
+    Yields:
+        each step, the last one with `stop_reason` set (`MAX_STEPS` if no criterion was met).
+    Raises:
+        Cancelled: within one pass of the token being set.
+    Source: transformers 5.23 DiffusionGemmaGenerationMixin; the same random stream is drawn in the
+        same order, so with nothing clamped and `candidates="sample"` the same tokens come out.
+    """
+    vocab_size = model.config.vocab_size
+    shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
+    num_slots = canvas.hole_mask.sum(dim=-1)  # (B,)
+    num_clamped = shape[1] - num_slots
+    token_ids = noise(shape, vocab_size, generator)
+    self_conditioning_logits: Tensor | None = None
+    previous: DenoisingStep | None = None
+    is_finished = torch.zeros(shape[0], dtype=torch.bool, device=model.device)
+    for step in range(config.max_denoising_steps):
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        token_ids = canvas.impose(token_ids)
+        logits = model.denoise_logits(token_ids, cache, self_conditioning_logits)
+        logits = canvas.restrict(logits / temperature(step, config))
+        argmax = logits.argmax(dim=-1)
+        candidates = argmax if config.candidates == "argmax" else draw(logits, generator)
+        floor = None
+        if config.min_accept:
+            # Clamped positions have no entropy and are accepted first: the floor comes on top.
+            floor = num_clamped + torch.tensor(
+                [min_accepted(step, int(slots), config) for slots in num_slots],
+                device=model.device,
+            )
+        accepted, entropy = accept(logits, entropy_bound=config.entropy_bound, min_accepted=floor)
+        fresh = noise(shape, vocab_size, generator)
+        next_ids = torch.where(accepted, candidates, fresh)
+        confidence = logits.softmax(dim=-1).gather(-1, argmax[..., None]).squeeze(-1)
+        if previous is not None and self_conditioning_logits is not None and is_finished.any():
+            keep = is_finished[:, None]
+            next_ids = torch.where(keep, token_ids, next_ids)
+            argmax = torch.where(keep, previous.argmax_canvas, argmax)
+            confidence = torch.where(keep, previous.confidence, confidence)
+            entropy = torch.where(keep, previous.entropy, entropy)
+            accepted = torch.where(keep, previous.accepted, accepted)
+            logits = torch.where(keep[..., None], self_conditioning_logits.float(), logits)
+        reason = None
+        for criterion in criteria:
+            met = criterion(argmax, entropy, canvas.hole_mask)
+            if bool((met & ~is_finished).any()):
+                reason = criterion.reason
+            is_finished = is_finished | met
+        if not bool(is_finished.all()):
+            is_last = step + 1 == config.max_denoising_steps
+            reason = StopReason.MAX_STEPS if is_last else None
+        previous = DenoisingStep(
+            step=step,
+            noise_proportion=noise_proportion(step, config.max_denoising_steps),
+            canvas=canvas.impose(next_ids),
+            argmax_canvas=argmax,
+            confidence=confidence,
+            entropy=entropy,
+            accepted=accepted,
+            is_finished=is_finished,
+            stop_reason=reason,
+        )
+        yield previous
+        if reason is not None:
+            return
+        token_ids = next_ids
+        self_conditioning_logits = logits.to(model.dtype)

@@ -1,0 +1,272 @@
+"""DiffusionGemma: one stack of layers, run as a causal encoder or as a canvas denoiser.
+
+`prefill` encodes tokens into a `KVCache`; `denoise_logits` reads it and never writes it. The model
+knows ids and tensors; noise, acceptance and stopping are in `denoise.py`, text in `infill.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, Rotary, build_rotary
+from .cache import KVCache
+from .config import LayerConfig, ModelConfig, SamplerConfig
+from .errors import ContextTooLong, RequestError
+from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning
+from .masks import encoder_mask
+
+
+class Layer(nn.Module):
+    """Attention, then a dense MLP beside the experts, each between its own norms."""
+
+    layer_scalar: Tensor
+    encoder_layer_scalar: Tensor
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        self.config = layer
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+        self.input_layernorm = norm()
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = norm()
+        self.pre_feedforward_layernorm = norm()
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.post_feedforward_layernorm_1 = norm()
+        self.router = Router(config)
+        self.pre_feedforward_layernorm_2 = norm()
+        self.experts = Experts(config)
+        self.post_feedforward_layernorm_2 = norm()
+        self.post_feedforward_layernorm = norm()
+        self.register_buffer("layer_scalar", torch.ones(1))
+        self.register_buffer("encoder_layer_scalar", torch.ones(1))
+
+    def finish(self, residual: Tensor, attended: Tensor, scalar: Tensor) -> Tensor:
+        """Everything after attention.
+
+        Args:
+            residual: (B, S, D), the layer's input.
+            attended: (B, S, D), the attention's output.
+            scalar: the layer scalar of the mode, broadcastable to (B, S, D).
+        Returns:
+            (B, S, D), the layer's output.
+        """
+        residual = residual + self.post_attention_layernorm(attended)
+        dense = self.post_feedforward_layernorm_1(
+            self.mlp(self.pre_feedforward_layernorm(residual))
+        )
+        tokens = residual.flatten(0, -2)  # (T, D)
+        expert_index, expert_weight = self.router(tokens)
+        routed = self.experts(self.pre_feedforward_layernorm_2(tokens), expert_index, expert_weight)
+        routed = self.post_feedforward_layernorm_2(routed).view_as(residual)
+        output: Tensor = (residual + self.post_feedforward_layernorm(dense + routed)) * scalar
+        return output
+
+
+class DiffusionGemma(nn.Module):
+    """The text model. Parameter names are the checkpoint's without `model.decoder.`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sampler_defaults = SamplerConfig()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.self_conditioning = SelfConditioning(config)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for prefixes of this model."""
+        return KVCache(self.config, batch_size, self.dtype, self.device)
+
+    @torch.no_grad()
+    def prefill(self, token_ids: Tensor, cache: KVCache | None = None) -> KVCache:
+        """Encode tokens causally, after those that the cache already holds.
+
+        Args:
+            token_ids: (B, S) int64, S >= 1. Not modified.
+            cache: continued in place; None starts a new one.
+        Returns:
+            the cache, S tokens longer.
+        Raises:
+            RequestError: `token_ids` is empty or holds an id outside the vocabulary.
+            ContextTooLong: the cache would exceed `max_position_embeddings`.
+        """
+        self._check_token_ids(token_ids)
+        if cache is None:
+            cache = self.new_cache(token_ids.shape[0])
+        start, num_new = cache.length, token_ids.shape[1]
+        if start + num_new > self.config.max_position_embeddings:
+            raise ContextTooLong(
+                f"{start + num_new} tokens of context exceed the model's "
+                f"{self.config.max_position_embeddings}; shorten the prefix or the suffix"
+            )
+        hidden = self._embed(token_ids)
+        positions = torch.arange(start, start + num_new, device=token_ids.device)[None]
+        rotaries = self._rotaries(positions, hidden.dtype)
+        masks = {
+            True: encoder_mask(start, num_new, self.config.sliding_window, token_ids.device),
+            False: encoder_mask(start, num_new, None, token_ids.device),
+        }
+        last_index = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            normed = layer.input_layernorm(hidden)
+            rotary = rotaries[layer.config]
+            if index == last_index:  # nothing reads the encoder's output, only its keys and values
+                cache.write(index, *layer.self_attn.project_key_value(normed, rotary))
+                break
+            query, key, value = layer.self_attn.project(normed, rotary)
+            keys, values = cache.write(index, key, value)
+            mask = masks[layer.config.is_sliding]
+            attended = layer.self_attn.attend(query, keys, values, mask)
+            hidden = layer.finish(hidden, attended, layer.encoder_layer_scalar)
+        cache.advance(num_new)
+        return cache
+
+    def denoise_logits(
+        self, canvas: Tensor, cache: KVCache, self_conditioning_logits: Tensor | None = None
+    ) -> Tensor:
+        """One decoder pass: what the model believes each canvas position should hold.
+
+        Args:
+            canvas: (B, C) int64. Not modified.
+            cache: the encoded prefix, of B rows or of one row that all canvases share. Only read.
+            self_conditioning_logits: (B, C, V), those of the previous pass divided by its
+                temperature; None in the first pass.
+        Returns:
+            (B, C, V) float32, softcapped, not divided by a temperature.
+        Raises:
+            RequestError: `canvas` is empty or holds an id outside the vocabulary.
+        Source: transformers 5.23 DiffusionGemmaForBlockDiffusion.forward.
+        """
+        self._check_token_ids(canvas)
+        batch_size, canvas_length = canvas.shape
+        hidden = self._embed_canvas(canvas, self_conditioning_logits)
+        end = cache.length + canvas_length
+        positions = torch.arange(cache.length, end, device=canvas.device)[None]
+        rotaries = self._rotaries(positions, hidden.dtype)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            normed = layer.input_layernorm(hidden)
+            query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
+            prefix_keys, prefix_values = cache.canvas_keys(index, batch_size)
+            attended = layer.self_attn.attend(
+                query,
+                torch.cat((prefix_keys, key), dim=2),
+                torch.cat((prefix_values, value), dim=2),
+                mask=None,
+            )
+            hidden = layer.finish(hidden, attended, layer.layer_scalar)
+        return self.logits(hidden)
+
+    def forward_joint(
+        self,
+        token_ids: Tensor,
+        is_canvas: Tensor,
+        position_ids: Tensor,
+        sliding_mask: Tensor,
+        full_mask: Tensor,
+        self_conditioning_logits: Tensor | None = None,
+    ) -> Tensor:
+        """Encoder rows and canvas rows in one pass, for training.
+
+        The encoder never looks at a canvas, so with masks that say so this equals `prefill`
+        followed by `denoise_logits`, and gradients reach both.
+
+        Args:
+            token_ids: (B, T) int64.
+            is_canvas: (T,) bool, the same split in every row: which tokens are canvas.
+            position_ids: (B, T) int64.
+            sliding_mask: bool, broadcastable to (B, H, T, T), for sliding layers.
+            full_mask: the same for full layers.
+            self_conditioning_logits: (B, C, V) for the C canvas tokens of a row, or None.
+        Returns:
+            (B, T, D), for `logits`.
+        """
+        hidden = self._embed(token_ids).clone()
+        canvas = self._embed_canvas(token_ids[:, is_canvas], self_conditioning_logits)
+        hidden[:, is_canvas] = canvas.to(hidden.dtype)
+        rotaries = self._rotaries(position_ids, hidden.dtype)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            scalar = torch.where(is_canvas, layer.layer_scalar, layer.encoder_layer_scalar)
+            query, key, value = layer.self_attn.project(
+                layer.input_layernorm(hidden), rotaries[layer.config]
+            )
+            mask = sliding_mask if layer.config.is_sliding else full_mask
+            attended = layer.self_attn.attend(query, key, value, mask)
+            hidden = layer.finish(hidden, attended, scalar[:, None])
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm, tied embedding, softcap: (..., D) to (..., V) float32."""
+        logits = F.linear(self.norm(hidden), self.embed_tokens.weight).float()
+        cap = self.config.final_logit_softcapping
+        return torch.tanh(logits / cap) * cap
+
+    @torch.no_grad()
+    def generate(
+        self,
+        token_ids: Tensor,
+        max_new_tokens: int,
+        sampler: SamplerConfig | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Continue a prompt, one canvas after another.
+
+        Args:
+            token_ids: (B, S) int64, the prompt; rows of one length.
+            max_new_tokens: rounded up to whole canvases.
+            sampler: None takes the checkpoint's own.
+            seed: of the noise and the draws.
+        Returns:
+            (B, S + n) int64: the prompt and n new tokens, n a multiple of the canvas length. After
+            a row's first end-of-text token there is only padding.
+        """
+        from .generate import generate
+
+        return generate(self, token_ids, max_new_tokens, sampler or self.sampler_defaults, seed)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self.embed_tokens.weight) * self._embedding_scale()
+
+    def _embed_canvas(self, canvas: Tensor, self_conditioning_logits: Tensor | None) -> Tensor:
+        soft_embeddings = None
+        if self_conditioning_logits is not None:
+            table = self.embed_tokens.weight
+            probabilities = self_conditioning_logits.softmax(dim=-1, dtype=torch.float32)
+            soft_embeddings = (probabilities.to(table.dtype) @ table) * self._embedding_scale()
+        return self.self_conditioning.combine(self._embed(canvas), soft_embeddings)
+
+    def _embedding_scale(self) -> Tensor:
+        """sqrt(D), rounded to the weights' dtype as the published model rounds it."""
+        return torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
+
+    def _rotaries(self, position_ids: Tensor, dtype: torch.dtype) -> dict[LayerConfig, Rotary]:
+        return {
+            layer: build_rotary(layer, position_ids, dtype) for layer in set(self.config.layers)
+        }
+
+    def _check_token_ids(self, token_ids: Tensor) -> None:
+        if token_ids.ndim != 2 or token_ids.numel() == 0:
+            raise RequestError(
+                f"token ids must be (B, S) with S >= 1, got {tuple(token_ids.shape)}"
+            )
+        low, high = int(token_ids.min()), int(token_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise RequestError(
+                f"token ids must be in 0 .. {self.config.vocab_size - 1}, got {low} .. {high}"
+            )

@@ -1,0 +1,77 @@
+"""When to stop denoising: small criteria, each asked once per step with what the step found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .types import StopReason
+
+
+class StoppingCriterion(Protocol):
+    """Asked once per step and canvas; remembers what it needs of earlier steps."""
+
+    reason: StopReason
+
+    def __call__(self, argmax_canvas: Tensor, entropy: Tensor, hole_mask: Tensor) -> Tensor:
+        """Which rows are finished.
+
+        Args:
+            argmax_canvas: (B, C) int64, the most likely token everywhere.
+            entropy: (B, C) float32, nats.
+            hole_mask: (B, C) bool, True at hole slots.
+        Returns:
+            (B,) bool.
+        """
+        ...
+
+
+class StableAndConfident:
+    """The checkpoint's own rule: nothing changed for some steps, and the mean entropy is low.
+
+    Source: transformers 5.23 StableAndConfidentStoppingCriteria; there the mean runs over the whole
+    canvas, here over the hole, which is the same where nothing is clamped.
+    """
+
+    reason = StopReason.CONVERGED
+
+    def __init__(self, stability_threshold: int, confidence_threshold: float) -> None:
+        self._stability_threshold = stability_threshold
+        self._confidence_threshold = confidence_threshold
+        self._history: list[Tensor] = []
+
+    def __call__(self, argmax_canvas: Tensor, entropy: Tensor, hole_mask: Tensor) -> Tensor:
+        stable = _unchanged(self._history, argmax_canvas, self._stability_threshold)
+        mean_entropy = (entropy * hole_mask).sum(-1) / hole_mask.sum(-1)
+        return stable & (mean_entropy < self._confidence_threshold)
+
+
+class StableText:
+    """Nothing before the hole's end mark changed for some steps, however unsure the model is."""
+
+    reason = StopReason.STABLE
+
+    def __init__(self, num_passes: int, end_token_ids: Sequence[int]) -> None:
+        self._num_passes = num_passes
+        self._end_token_ids = torch.tensor(list(end_token_ids))
+        self._history: list[Tensor] = []
+
+    def __call__(self, argmax_canvas: Tensor, entropy: Tensor, hole_mask: Tensor) -> Tensor:
+        is_end = torch.isin(argmax_canvas, self._end_token_ids.to(argmax_canvas.device)) & hole_mask
+        after_end = is_end.cumsum(dim=-1) > 0
+        text = argmax_canvas.masked_fill(after_end & hole_mask, -1)
+        return _unchanged(self._history, text, self._num_passes)
+
+
+def _unchanged(history: list[Tensor], current: Tensor, num_steps: int) -> Tensor:
+    """Which rows of `current` equal the last `num_steps` entries; `current` joins the history."""
+    rows = current.shape[0]
+    unchanged = torch.full((rows,), len(history) >= num_steps, device=current.device)
+    for earlier in history:
+        unchanged &= (earlier == current).all(dim=-1)
+    history.append(current)
+    del history[: max(0, len(history) - num_steps)]
+    return unchanged
