@@ -27,8 +27,8 @@ class Canvas:
         token_ids: (B, C) int64; meaningful at clamped positions only.
         hole_mask: (B, C) bool, True at hole slots; at least one in every row.
         banned: (V,) bool, tokens that no hole slot may take; None bans nothing.
-        first_allowed: (V,) bool, the tokens that the first slot of a hole may take; None allows
-            all. At least one of them is not banned.
+        first_allowed: (V,) bool, the tokens that the first slot of a hole may take, `banned` or
+            not; at least one. None treats the first slot like the others.
     """
 
     token_ids: Tensor
@@ -59,11 +59,13 @@ class Canvas:
             (B, C, V) float32 with -inf where a token is ruled out.
         """
         logits = clamp_logits(logits, self.token_ids, self.hole_mask)
-        if self.banned is not None:
-            logits = torch.where(self.hole_mask[..., None] & self.banned, -math.inf, logits)
+        is_free = self.hole_mask
         if self.first_allowed is not None:
             is_first = self.hole_mask & (self.hole_mask.cumsum(dim=-1) == 1)
+            is_free = self.hole_mask & ~is_first
             logits = torch.where(is_first[..., None] & ~self.first_allowed, -math.inf, logits)
+        if self.banned is not None:
+            logits = torch.where(is_free[..., None] & self.banned, -math.inf, logits)
         return logits
 
     def select(self, rows: Tensor) -> Canvas:

@@ -1,0 +1,263 @@
+"""The engine: a request in, a fill out.
+
+    InfillRequest -> InfillPlan (strategies.py) -> encode what is new -> denoise -> InfillResult
+
+Owns the model, the tokenizer and the prefix cache. Knows no files except the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache, PrefixCache
+from .canvas import Canvas
+from .checkpoint import load_checkpoint, load_configs, read_json
+from .config import SamplerConfig
+from .denoise import DenoisingStep, denoise
+from .errors import CheckpointError
+from .model import DiffusionGemma
+from .stopping import StableAndConfident, StableText, StoppingCriterion
+from .strategies import InfillPlan, InfillStrategy, choose_strategy
+from .tokenizer import Tokenizer
+from .types import (
+    CancellationToken,
+    DraftStep,
+    DraftToken,
+    EngineInfo,
+    InfillRequest,
+    InfillResult,
+    OnStep,
+    StopReason,
+    Timings,
+)
+
+CHECKPOINTS_FOLDER = Path(__file__).parent / "checkpoints"
+DEFAULT_CHECKPOINT = "fill-4m"
+# Candidate lengths that are denoised to the end after the first pass has ranked them all.
+_NUM_REFINED_LENGTHS = 2
+
+
+def build_engine(
+    model: str = "default", device: str = "auto", dtype: str = "auto", strategy: str = "auto"
+) -> DiffusionEngine:
+    """Load a checkpoint and the strategy that suits it; see `dgemma_engine.load_engine`.
+
+    Args:
+        strategy: see `choose_strategy`.
+    """
+    folder = CHECKPOINTS_FOLDER / DEFAULT_CHECKPOINT
+    if model != "default":
+        folder = Path(model).expanduser()
+    config, _ = load_configs(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only "
+            f"{config.vocab_size}; they do not belong together"
+        )
+    loaded = load_checkpoint(folder, device, dtype)
+    infill_path = folder / "infill_config.json"
+    infill_config = read_json(infill_path) if infill_path.exists() else {}
+    chosen = choose_strategy(strategy, tokenizer, config, infill_config, loaded.device)
+    return DiffusionEngine(folder.name, loaded, tokenizer, chosen)
+
+
+class _Draft(NamedTuple):
+    """One row's hole, read up to its end."""
+
+    token_ids: list[int]
+    confidences: list[float]
+    entropies: list[float]
+    accepted: list[bool]
+    has_ended: bool
+
+
+class DiffusionEngine:
+    """Fills holes with a diffusion model. One fill at a time; a second caller waits."""
+
+    def __init__(
+        self,
+        name: str,
+        model: DiffusionGemma,
+        tokenizer: Tokenizer,
+        strategy: InfillStrategy,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.strategy = strategy
+        self._name = name
+        self._prefix_cache = PrefixCache(model)
+        self._lock = threading.Lock()
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            model=self._name,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            strategy=self.strategy.name,
+        )
+
+    def fill(
+        self,
+        request: InfillRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> InfillResult:
+        """Fill a hole; see `InfillEngine.fill`."""
+        with self._lock:
+            return self._fill(request, on_step, cancel)
+
+    def _fill(
+        self,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        cancel: CancellationToken | None,
+    ) -> InfillResult:
+        start = time.monotonic()
+        plan = self.strategy.plan(request)
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        cache, num_cached = self._prefix_cache.encode(plan.prompt_ids)
+        encode_ms = (time.monotonic() - start) * 1000
+        config = self.model.sampler_defaults
+        if request.max_steps is not None:
+            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
+        generator = torch.Generator(self.model.device).manual_seed(request.seed)
+        canvas, num_passes = plan.canvas, 0
+        if canvas.token_ids.shape[0] > 1:
+            canvas = self._rank_lengths(cache, canvas, config, generator, cancel)
+            num_passes += 1
+
+        done = _Draft([], [], [], [], has_ended=False)
+        while True:
+            reason, last = StopReason.MAX_STEPS, None
+            for last in denoise(
+                self.model, cache, canvas, config, generator, self._criteria(config), cancel
+            ):
+                num_passes += 1
+                draft = _join(done, self._read(last, canvas))
+                if on_step is not None:
+                    on_step(self._show(last, draft, plan, request, config))
+                reason = last.stop_reason or reason
+                if request.deadline is not None and time.monotonic() >= request.deadline:
+                    reason = StopReason.DEADLINE if last.stop_reason is None else reason
+                    break
+            assert last is not None  # there is at least one step
+            done = draft
+            is_full = len(done.token_ids) >= request.max_tokens or reason is StopReason.DEADLINE
+            if done.has_ended or is_full or not plan.may_continue:
+                break
+            cache, _ = self._prefix_cache.encode(plan.prompt_ids + done.token_ids)
+            canvas = dataclasses.replace(
+                Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
+            )
+        total_ms = (time.monotonic() - start) * 1000
+        num_tokens = min(len(done.token_ids), request.max_tokens)
+        entropies = done.entropies[: max(1, num_tokens)]
+        return InfillResult(
+            text=self._text(done.token_ids[:num_tokens], plan, request),
+            token_ids=tuple(done.token_ids[:num_tokens]),
+            token_confidences=tuple(done.confidences[:num_tokens]),
+            mean_entropy=sum(entropies) / len(entropies),
+            num_passes=num_passes,
+            num_cached_tokens=num_cached,
+            num_context_tokens=len(plan.prompt_ids),
+            timings=Timings(encode_ms, total_ms - encode_ms, total_ms),
+            stop_reason=reason,
+        )
+
+    def _criteria(self, config: SamplerConfig) -> list[StoppingCriterion]:
+        criteria: list[StoppingCriterion] = [
+            StableAndConfident(config.stability_threshold, config.confidence_threshold)
+        ]
+        if config.stable_text_passes > 0:
+            criteria.append(StableText(config.stable_text_passes, self.strategy.end_token_ids))
+        return criteria
+
+    def _rank_lengths(
+        self,
+        cache: KVCache,
+        canvas: Canvas,
+        config: SamplerConfig,
+        generator: torch.Generator,
+        cancel: CancellationToken | None,
+    ) -> Canvas:
+        """One pass over all candidate lengths; the rows that promise most."""
+        once = dataclasses.replace(config, max_denoising_steps=1)
+        (step,) = denoise(self.model, cache, canvas, once, generator, [], cancel)
+        scores = _mean_log_confidence(step, canvas)
+        best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
+        return canvas.select(best)
+
+    def _read(self, step: DenoisingStep, canvas: Canvas) -> _Draft:
+        """The best row's hole, up to its first end token."""
+        row = int(_mean_log_confidence(step, canvas).argmax())
+        hole = canvas.hole_mask[row]
+        token_ids = step.argmax_canvas[row, hole].tolist()
+        length = next(
+            (
+                index
+                for index, token_id in enumerate(token_ids)
+                if token_id in self.strategy.end_token_ids
+            ),
+            len(token_ids),
+        )
+        return _Draft(
+            token_ids=token_ids[:length],
+            confidences=step.confidence[row, hole].tolist()[:length],
+            # An empty fill is as sure as its end mark.
+            entropies=step.entropy[row, hole].tolist()[: max(1, length)],
+            accepted=step.accepted[row, hole].tolist()[:length],
+            has_ended=length < len(token_ids) or not self.strategy.end_token_ids,
+        )
+
+    def _show(
+        self,
+        step: DenoisingStep,
+        draft: _Draft,
+        plan: InfillPlan,
+        request: InfillRequest,
+        config: SamplerConfig,
+    ) -> DraftStep:
+        tokens = tuple(
+            DraftToken(self.tokenizer.decode([token_id]), confidence, is_accepted)
+            for token_id, confidence, is_accepted in zip(
+                draft.token_ids, draft.confidences, draft.accepted, strict=True
+            )
+        )
+        return DraftStep(
+            step=step.step,
+            max_steps=config.max_denoising_steps,
+            text=self._text(draft.token_ids, plan, request),
+            tokens=tokens,
+            mean_entropy=sum(draft.entropies) / len(draft.entropies),
+        )
+
+    def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
+        text = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
+        return self.strategy.cut(text.decode("utf-8", errors="ignore"), request)
+
+
+def _join(done: _Draft, more: _Draft) -> _Draft:
+    return _Draft(
+        done.token_ids + more.token_ids,
+        done.confidences + more.confidences,
+        done.entropies + more.entropies,
+        done.accepted + more.accepted,
+        more.has_ended,
+    )
+
+
+def _mean_log_confidence(step: DenoisingStep, canvas: Canvas) -> Tensor:
+    """(N,) how sure each row is of its hole's draft: mean log-probability over the hole."""
+    log_confidence = step.confidence.clamp_min(1e-30).log() * canvas.hole_mask
+    return log_confidence.sum(dim=-1) / canvas.hole_mask.sum(dim=-1)

@@ -1,0 +1,119 @@
+"""The prefix cache: what is kept between calls changes nothing but the time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from dgemma_engine import ContextTooLong, RequestError
+from dgemma_engine.cache import PrefixCache
+from dgemma_engine.model import DiffusionGemma
+
+from .tiny import build_model
+
+# Float32 sums in another order: measured below 1e-5 of logits around 5.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionGemma:
+    return build_model()
+
+
+def _logits(model: DiffusionGemma, prefix: list[int], cache: PrefixCache | None) -> torch.Tensor:
+    canvas = torch.arange(16)[None] * 7
+    if cache is None:
+        return model.denoise_logits(canvas, model.prefill(torch.tensor([prefix])))
+    return model.denoise_logits(canvas, cache.encode(prefix)[0])
+
+
+def test_reuse_gives_the_same_logits_as_none(model: DiffusionGemma) -> None:
+    """Typing, deleting and jumping: every prompt gives what a fresh encoding gives."""
+    rng = random.Random(0)
+    cache = PrefixCache(model)
+    prefix = [rng.randrange(400) for _ in range(30)]
+    for _ in range(60):
+        keep = rng.choice([len(prefix), len(prefix) - 1, rng.randrange(1, len(prefix))])
+        prefix = prefix[: max(1, keep)] + [rng.randrange(400) for _ in range(rng.randrange(1, 9))]
+        prefix = prefix[:90]
+        difference = (_logits(model, prefix, None) - _logits(model, prefix, cache)).abs().max()
+        assert difference < TOLERANCE
+
+
+def test_only_what_differs_is_encoded(model: DiffusionGemma) -> None:
+    """The longest shared prefix is kept, to the token."""
+    cache = PrefixCache(model)
+    assert cache.encode([1, 2, 3, 4])[1] == 0
+    assert cache.encode([1, 2, 3, 4, 5])[1] == 4
+    assert cache.encode([1, 2, 9, 4, 5])[1] == 2
+    assert cache.encode([1, 2])[1] == 2
+    assert cache.encode([1, 2])[0].length == 2
+
+
+def test_failed_encoding_keeps_what_was_valid(
+    model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that breaks half-way through the layers leaves the cache as it was."""
+    cache = PrefixCache(model)
+    before = [5, 6, 7, 8, 9, 10, 11]
+    cache.encode(before)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        patch.setattr(model.layers[1].self_attn, "attend", fail)
+        with pytest.raises(MemoryError):
+            cache.encode([5, 6, 7, 99, 98])
+    prefix = [5, 6, 7, 50, 51]
+    difference = (_logits(model, prefix, None) - _logits(model, prefix, cache)).abs().max()
+    assert difference < TOLERANCE
+    assert cache.encode(before)[1] == 3
+
+
+def test_prefill_in_pieces_equals_prefill_in_one(model: DiffusionGemma) -> None:
+    """Chunks of any size, across the window's edge, give the same prefix."""
+    tokens = torch.randint(0, 400, (1, 70), generator=torch.Generator().manual_seed(2))
+    canvas = torch.arange(8)[None]
+    expected = model.denoise_logits(canvas, model.prefill(tokens))
+    for size in (1, 7, 23, 24, 25, 69):
+        cache = model.new_cache(1)
+        for start in range(0, 70, size):
+            model.prefill(tokens[:, start : start + size], cache)
+        assert (expected - model.denoise_logits(canvas, cache)).abs().max() < TOLERANCE, size
+
+
+def test_denoising_never_writes_the_cache(model: DiffusionGemma) -> None:
+    """The same cache gives bit-equal logits before and after other canvases read it."""
+    cache = model.prefill(torch.arange(40)[None])
+    canvas = torch.arange(16)[None]
+    before = model.denoise_logits(canvas, cache)
+    for seed in range(3):
+        noise = torch.randint(0, 400, (2, 16), generator=torch.Generator().manual_seed(seed))
+        model.denoise_logits(noise, cache, torch.randn(2, 16, 400))
+    assert torch.equal(before, model.denoise_logits(canvas, cache))
+    assert cache.length == 40
+
+
+def test_row_in_a_batch_equals_row_alone(model: DiffusionGemma) -> None:
+    """Canvases of one batch do not see each other."""
+    cache = model.prefill(torch.arange(40)[None])
+    canvases = torch.randint(0, 400, (3, 16), generator=torch.Generator().manual_seed(4))
+    together = model.denoise_logits(canvases, cache)
+    for row in range(3):
+        alone = model.denoise_logits(canvases[row : row + 1], cache)
+        assert (alone[0] - together[row]).abs().max() < TOLERANCE
+
+
+def test_too_long_a_prefix_is_refused(model: DiffusionGemma) -> None:
+    """The error names the length and the limit."""
+    with pytest.raises(ContextTooLong, match=r"1025 tokens.*1024"):
+        model.prefill(torch.zeros(1, 1025, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("token_ids", [[[]], [[400]], [[-1]]])
+def test_bad_token_ids_are_refused(model: DiffusionGemma, token_ids: list[list[int]]) -> None:
+    """No id outside the vocabulary, no empty prompt, reaches the embedding."""
+    with pytest.raises(RequestError, match="token ids"):
+        model.prefill(torch.tensor(token_ids, dtype=torch.int64))
