@@ -1,0 +1,199 @@
+"""What is minimised: left-to-right loss on documents, denoising loss on canvases, router losses.
+
+The denoising loss is a flat cross-entropy over every hole slot, corrupted or clean, text or
+padding. A weight that depends on the target would tilt the very posterior that decides a fill's
+length: padding weighted 0.1 doubled it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from dgemma_engine.canvas import PAD_ID, clamp_logits
+from dgemma_engine.model import DiffusionGemma
+from dgemma_engine.special_tokens import SPECIAL_TOKENS
+from torch import Tensor, nn
+
+from .fast_cpu import softcapped_cross_entropy
+from .rows import Batch
+
+Noise = Literal["uniform", "hybrid"]
+
+# Hybrid noise: 4 of 5 replaced tokens become this one, the others are uniform.
+ABSORBING_ID = SPECIAL_TOKENS.index("<reserved:0>")
+_ABSORBING_SHARE = 0.8
+
+# A first pass sees nothing but noise; this share of canvases is trained on exactly that.
+_PURE_NOISE_SHARE = 0.2
+_LEAST_NOISE = 1e-3
+
+LOAD_BALANCE_WEIGHT = 1e-2
+ROUTER_Z_WEIGHT = 1e-4
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Noisy canvases.
+
+    Attributes:
+        token_ids: (B, T) int64, the batch's with noise in the holes.
+        is_corrupted: (B, N) bool, slots whose token was redrawn (perhaps as itself).
+        noise_level: (B, N) float32, t of the slot's canvas.
+    """
+
+    token_ids: Tensor
+    is_corrupted: Tensor
+    noise_level: Tensor
+
+
+def corrupt(batch: Batch, vocab_size: int, noise: Noise, generator: torch.Generator) -> Corruption:
+    """Redraw every hole slot with its canvas' probability t, over the whole vocabulary."""
+    device = batch.token_ids.device
+    shape = tuple(batch.hole_mask.shape)
+    num_canvases = int(batch.canvas_index.max()) + 1 if shape[1] else 1
+    levels = torch.rand(2, shape[0], num_canvases, generator=generator, device=device)
+    noise_level = _LEAST_NOISE + (1.0 - _LEAST_NOISE) * levels[0]
+    noise_level = torch.where(levels[1] < _PURE_NOISE_SHARE, 1.0, noise_level)
+    noise_level = noise_level.gather(1, batch.canvas_index)  # (B, N)
+    draws = torch.rand(shape, generator=generator, device=device)
+    is_corrupted = batch.hole_mask & (draws < noise_level)
+    redrawn = torch.randint(0, vocab_size, shape, generator=generator, device=device)
+    if noise == "hybrid":
+        absorbed = torch.rand(shape, generator=generator, device=device) < _ABSORBING_SHARE
+        redrawn = torch.where(absorbed, ABSORBING_ID, redrawn)
+    token_ids = batch.token_ids.clone()
+    clean = token_ids[:, batch.is_canvas]
+    token_ids[:, batch.is_canvas] = torch.where(is_corrupted, redrawn, clean)
+    return Corruption(token_ids, is_corrupted, noise_level)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over a batch, in nats; NaN where the batch has nothing of the kind.
+
+    `canvas` is what is trained. The others part it: `t1` text slots of pure noise, `first` the
+    first of them, `noisy` corrupted text slots of t < 1, `clean` text slots left alone, `pad`
+    padding slots that were corrupted.
+    """
+
+    total: Tensor
+    causal: Tensor
+    canvas: Tensor
+    t1: float
+    first: float
+    noisy: float
+    clean: float
+    pad: float
+
+
+@torch.no_grad()
+def previous_logits(model: DiffusionGemma, batch: Batch, corruption: Corruption) -> Tensor:
+    """What a pass without self-conditioning believes, clamped as the sampler clamps: (B, N, V)."""
+    hidden = model.forward_joint(
+        corruption.token_ids,
+        batch.is_canvas,
+        batch.position_ids,
+        batch.sliding_mask,
+        batch.full_mask,
+    )
+    logits = model.logits(hidden[:, batch.is_canvas])
+    clean = batch.token_ids[:, batch.is_canvas]
+    return clamp_logits(logits, clean, batch.hole_mask)
+
+
+def compute_losses(
+    model: DiffusionGemma, batch: Batch, corruption: Corruption, conditioning: Tensor | None
+) -> Losses:
+    """Forward and loss of one batch.
+
+    Args:
+        model: the model.
+        batch: clean.
+        corruption: of this batch.
+        conditioning: what `previous_logits` returned, or None. Not to be computed under the same
+            autocast context: that would keep casts of the weights that have no gradient.
+    """
+    with router_logits(model) as routed:
+        hidden = model.forward_joint(
+            corruption.token_ids,
+            batch.is_canvas,
+            batch.position_ids,
+            batch.sliding_mask,
+            batch.full_mask,
+            conditioning,
+        )
+    length = batch.num_document_tokens
+    scored = batch.document_weight[:, 1:] > 0  # (B, L - 1)
+    causal, _ = _cross_entropy(
+        model, hidden[:, : length - 1][scored], batch.token_ids[:, 1:length][scored]
+    )
+    total = causal + router_loss(routed, model)
+    slots = batch.hole_mask
+    if not slots.any():
+        nan = float("nan")
+        return Losses(total, causal, torch.tensor(nan), nan, nan, nan, nan, nan)
+    target = batch.token_ids[:, batch.is_canvas][slots]
+    canvas, losses = _cross_entropy(model, hidden[:, batch.is_canvas][slots], target)
+    is_text = target != PAD_ID
+    is_corrupted = corruption.is_corrupted[slots]
+    is_pure = corruption.noise_level[slots] == 1.0
+    is_first = batch.slot_index[slots] == 1
+
+    def mean(where: Tensor) -> float:
+        return float(losses[where].mean())
+
+    return Losses(
+        total=total + canvas,
+        causal=causal,
+        canvas=canvas,
+        t1=mean(is_text & is_pure),
+        first=mean(is_text & is_pure & is_first),
+        noisy=mean(is_text & is_corrupted & ~is_pure),
+        clean=mean(is_text & ~is_corrupted),
+        pad=mean(~is_text & is_corrupted),
+    )
+
+
+def _cross_entropy(model: DiffusionGemma, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `model.logits(hidden)`: the mean, and every token's loss without its gradient."""
+    cap = model.config.final_logit_softcapping
+    return softcapped_cross_entropy(model.norm(hidden), model.embed_tokens.weight, target, cap)
+
+
+@contextmanager
+def router_logits(model: DiffusionGemma) -> Iterator[list[Tensor]]:
+    """Collect every layer's (tokens, E) router logits of the forward passes inside."""
+    collected: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: object, output: Tensor) -> None:
+        collected.append(output)
+
+    handles = [layer.router.proj.register_forward_hook(collect) for layer in model.layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def router_loss(collected: list[Tensor], model: DiffusionGemma) -> Tensor:
+    """Even use of the experts, and small router logits. Summed with its weights.
+
+    Source: Switch Transformers (load balance), ST-MoE (z-loss).
+    """
+    num_experts, top_k = model.config.num_experts, model.config.top_k_experts
+    balance = z_loss = torch.zeros((), device=model.device)
+    for logits in collected:
+        logits = logits.float()
+        probabilities = logits.softmax(dim=-1)
+        chosen = F.one_hot(probabilities.topk(top_k, dim=-1).indices, num_experts).sum(dim=1)
+        share = chosen.float().mean(dim=0) / top_k
+        balance = balance + num_experts * (share * probabilities.mean(dim=0)).sum()
+        z_loss = z_loss + logits.logsumexp(dim=-1).square().mean()
+    count = max(1, len(collected))
+    return (LOAD_BALANCE_WEIGHT * balance + ROUTER_Z_WEIGHT * z_loss) / count

@@ -1,0 +1,449 @@
+"""The trainer: left-to-right first, then documents and canvases together, within a time budget.
+
+    python -m training.train --corpus DIR --out RUN --size 4m --minutes 50 --processes 2
+    python -m training.train --corpus DIR --out RUN --size 4m --minutes 50 --processes 2 --resume
+
+Writes to RUN: `checkpoint.pt` every two minutes (all that a resumed run needs), `losses.csv`,
+`held_out.csv` and `losses.png`. On a CPU several processes of one thread each train faster than one
+process of several threads; on a GPU it is one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.multiprocessing
+from dgemma_engine.config import ModelConfig
+from dgemma_engine.model import DiffusionGemma
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .corpus import read_documents
+from .documents import tokenize
+from .fast_cpu import cpu_attention
+from .initialise import SIZES, build_config, initialise
+from .objective import Losses, Noise, compute_losses, corrupt, previous_logits
+from .optimizer import build_optimizers
+from .rows import Batch, Mixture, RowSource
+
+CAUSAL_ONLY = Mixture(block=0.0, exact=0.0, slack=1.0, canvas_tokens=0)
+# Blocks give many targets per canvas and teach denoising fast; editors ask for slack holes.
+DENSE = Mixture(block=0.40, exact=0.25, slack=0.35, suffix_window=0.45)
+EDITOR = Mixture(block=0.15, exact=0.15, slack=0.70, suffix_window=0.60)
+
+# Training never draws these batch numbers for its own seed: held-out batches have their own.
+_HELD_OUT_SEED = 1_000_003
+_NUM_HELD_OUT_BATCHES = 6
+_WARM_UP_STEPS = 40
+_LOG_EVERY = 25
+
+# glibc hands freed tensors back to the kernel and faults their pages in again at every step; kept,
+# in large pages, a step of the 4 M model takes 0.6 s instead of 1.0. For the child processes.
+_KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a run, beside the data. Stored in its checkpoint.
+
+    Attributes:
+        size: of `initialise.SIZES`.
+        minutes: wall time that the schedule is spread over, restarts not counted ...
+        steps: ... or, if above 0, the steps that it is spread over.
+        tokens_per_step: document and canvas tokens together, of all processes.
+        document_length: L of three rows in four; the others are twice as long.
+        noise: see `objective.corrupt`.
+        causal_share: of the run, left-to-right only, at its start.
+        editor_share: of the run, with the editor's mixture, at its end.
+        decay_share: of the run, over which the learning rates fall to 0, at its end.
+        self_conditioning: share of steps with a first pass.
+        muon_lr, adam_lr, clip, ema: the optimisers'.
+        seed: of everything.
+    """
+
+    size: str = "4m"
+    minutes: float = 50.0
+    steps: int = 0
+    tokens_per_step: int = 6144
+    document_length: int = 256
+    noise: Noise = "uniform"
+    causal_share: float = 0.25
+    editor_share: float = 0.34
+    decay_share: float = 0.35
+    self_conditioning: float = 0.5
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    clip: float = 1.0
+    ema: float = 0.998
+    seed: int = 0
+
+    def mixture(self, progress: float) -> Mixture:
+        if progress < self.causal_share:
+            return CAUSAL_ONLY
+        return EDITOR if progress >= 1.0 - self.editor_share else DENSE
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """Share of the full rates: warm-up, constant, linear decay."""
+        warm_up = min(1.0, (step + 1) / _WARM_UP_STEPS)
+        return warm_up * min(1.0, max(0.0, 1.0 - progress) / max(1e-9, self.decay_share))
+
+
+@dataclass
+class Progress:
+    """How far a run is. `seconds` counts training time over all restarts."""
+
+    step: int = 0
+    seconds: float = 0.0
+    document_tokens: int = 0
+    canvas_tokens: int = 0
+    losses: list[dict[str, float]] = field(default_factory=list)
+    held_out: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Model, optimisers and data of one process."""
+
+    def __init__(
+        self,
+        options: Options,
+        vocab_size: int,
+        source: RowSource,
+        held_out: RowSource | None = None,
+        device: str = "cpu",
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        self.options = options
+        self.config_json = build_config(options.size, vocab_size)
+        self.config = ModelConfig.from_json(self.config_json)
+        self.device = torch.device(device)
+        self.model = DiffusionGemma(self.config)
+        initialise(self.model, torch.Generator().manual_seed(options.seed))
+        self.model.to(self.device)
+        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.optimizers = build_optimizers(self.model, options.muon_lr, options.adam_lr)
+        self.progress = Progress()
+        self._source, self._held_out = source, held_out
+        self._rank, self._num_processes = rank, num_processes
+
+    def share_done(self) -> float:
+        """Progress through the schedule, from 0 to 1, the same in every process."""
+        if self.options.steps:
+            return self.progress.step / self.options.steps
+        done = torch.tensor(self.progress.seconds / (60.0 * self.options.minutes))
+        if self._num_processes > 1:
+            torch.distributed.broadcast(done, src=0)
+        return float(done)
+
+    def train_step(self) -> Losses | None:
+        """One step; None when the schedule is over."""
+        share = self.share_done()
+        if share >= 1.0:
+            return None
+        started = time.monotonic()
+        step, options = self.progress.step, self.options
+        # Drawn per step and not per process, so that all processes do the same work.
+        choices = np.random.default_rng([options.seed, step, 0])
+        length = options.document_length * (2 if choices.random() < 0.25 else 1)
+        self_condition = bool(choices.random() < options.self_conditioning)
+        batch = self._batch(self._source, options.seed, step, options.mixture(share), length)
+        losses = self._losses(batch, self._generator(options.seed, step), self_condition)
+        losses.total.backward()
+        self._average_gradients()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+        rate = options.learning_rate(step, share)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._update_ema(step)
+        document_tokens = batch.document_weight.numel() * self._num_processes
+        self.progress.document_tokens += document_tokens
+        self.progress.canvas_tokens += batch.hole_mask.numel() * self._num_processes
+        self.progress.step += 1
+        self.progress.seconds += time.monotonic() - started
+        return losses
+
+    def _batch(
+        self, source: RowSource, seed: int, step: int, mixture: Mixture, length: int
+    ) -> Batch:
+        # A row has as many canvas tokens as document tokens, or none.
+        canvas_tokens = length if mixture.canvas_tokens else 0
+        mixture = dataclasses.replace(mixture, canvas_tokens=canvas_tokens)
+        own_tokens = self.options.tokens_per_step // self._num_processes
+        num_rows = max(1, own_tokens // (length + canvas_tokens))
+        number = step * self._num_processes + self._rank
+        window = self.config.sliding_window
+        return source.batch(seed, number, mixture, num_rows, length, window).to(self.device)
+
+    def _generator(self, seed: int, step: int) -> torch.Generator:
+        generator = torch.Generator(self.device)
+        number = (seed * 1_000_000 + step) * self._num_processes + self._rank
+        return generator.manual_seed(number)
+
+    def _losses(self, batch: Batch, generator: torch.Generator, self_condition: bool) -> Losses:
+        corruption = corrupt(batch, self.config.vocab_size, self.options.noise, generator)
+        conditioning: Tensor | None = None
+        if self_condition and batch.hole_mask.any():
+            with self._autocast(), cpu_attention(self.device):
+                conditioning = previous_logits(self.model, batch, corruption)
+        with self._autocast(), cpu_attention(self.device):
+            return compute_losses(self.model, batch, corruption, conditioning)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _average_gradients(self) -> None:
+        if self._num_processes == 1:
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self._num_processes
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, averaged in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
+
+    @torch.no_grad()
+    def _update_ema(self, step: int) -> None:
+        decay = min(self.options.ema, (step + 1) / (step + 10))
+        parameters = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.ema.values()), parameters, 1.0 - decay)
+
+    @torch.no_grad()
+    def evaluate(self, use_ema: bool = True) -> dict[str, float]:
+        """Mean losses on fixed held-out batches, without and with self-conditioning in turn."""
+        assert self._held_out is not None, "no held-out documents were given"
+        raw = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        if use_ema:
+            self._load_parameters(self.ema)
+        collected: list[dict[str, float]] = []
+        for step in range(_NUM_HELD_OUT_BATCHES):
+            batch = self._batch(
+                self._held_out, _HELD_OUT_SEED, step, EDITOR, self.options.document_length
+            )
+            generator = self._generator(_HELD_OUT_SEED, step)
+            collected.append(_to_row(self._losses(batch, generator, step % 2 == 1)))
+        self._load_parameters(raw)
+        return mean_rows(collected)
+
+    def _load_parameters(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(values[name])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "options": dataclasses.asdict(self.options),
+            "config": self.config_json,
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where a checkpoint was written; the options are those given now."""
+        self.model.load_state_dict(state["model"])
+        for name, value in state["ema"].items():
+            self.ema[name].copy_(value)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.progress = Progress(**state["progress"])
+
+
+def _to_row(losses: Losses) -> dict[str, float]:
+    return {
+        f.name: float(torch.as_tensor(getattr(losses, f.name)).detach())
+        for f in dataclasses.fields(losses)
+    }
+
+
+def mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Column means; a column's NaNs, batches that had nothing of the kind, are left out."""
+    means = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        means[name] = round(sum(values) / len(values), 4) if values else float("nan")
+    return means
+
+
+def save_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Write the checkpoint and the curves; a crash in between leaves the old checkpoint."""
+    partial = folder / "checkpoint.pt.partial"
+    torch.save(trainer.state(), partial)
+    partial.replace(folder / "checkpoint.pt")
+    write_csv(trainer.progress.losses, folder / "losses.csv")
+    write_csv(trainer.progress.held_out, folder / "held_out.csv")
+
+
+def write_csv(rows: list[dict[str, float]], path: Path) -> None:
+    if not rows:
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_losses(progress: Progress, path: Path) -> None:
+    """Losses over minutes as a picture; does nothing where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    for column, name in enumerate(("causal", "canvas", "t1", "noisy")):
+        rows = [r for r in progress.losses if not math.isnan(r[name])]
+        axes.plot(
+            [r["minutes"] for r in rows], [r[name] for r in rows], color=f"C{column}", alpha=0.35
+        )
+        rows = [r for r in progress.held_out if not math.isnan(r[name])]
+        axes.plot(
+            [r["minutes"] for r in rows],
+            [r[name] for r in rows],
+            color=f"C{column}",
+            marker=".",
+            label=f"{name}, held out",
+        )
+    axes.set(xlabel="minutes of training", ylabel="cross-entropy, nats per token", ylim=(0, 8.5))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def run(trainer: Trainer, folder: Path, checkpoint_minutes: float, is_main: bool) -> None:
+    """Train to the end of the schedule; the main process logs and writes."""
+    progress = trainer.progress
+    pending: list[dict[str, float]] = []
+    last_saved = progress.seconds
+    while (losses := trainer.train_step()) is not None:
+        if not is_main:
+            continue
+        pending.append(_to_row(losses))
+        if progress.step % _LOG_EVERY == 0:
+            row = _stamp(trainer, mean_rows(pending))
+            progress.losses.append(row)
+            pending.clear()
+            print(json.dumps(row), flush=True)
+        if progress.seconds - last_saved >= 60.0 * checkpoint_minutes:
+            last_saved = progress.seconds
+            _evaluate_and_save(trainer, folder)
+    if is_main:
+        _evaluate_and_save(trainer, folder)
+        plot_losses(progress, folder / "losses.png")
+
+
+def _stamp(trainer: Trainer, means: dict[str, float]) -> dict[str, float]:
+    progress = trainer.progress
+    return {
+        "step": progress.step,
+        "minutes": round(progress.seconds / 60.0, 2),
+        "document_tokens": progress.document_tokens,
+        "canvas_tokens": progress.canvas_tokens,
+        **means,
+    }
+
+
+def _evaluate_and_save(trainer: Trainer, folder: Path) -> None:
+    started = time.monotonic()
+    row = _stamp(trainer, trainer.evaluate())
+    trainer.progress.held_out.append(row)
+    print("held out:", json.dumps(row), flush=True)
+    save_checkpoint(trainer, folder)
+    trainer.progress.seconds += time.monotonic() - started
+
+
+def _worker(rank: int, arguments: argparse.Namespace, options: Options) -> None:
+    if arguments.processes > 1:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        store = f"file://{(arguments.out / 'rendezvous').resolve()}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=arguments.processes
+        )
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    tokenizer = Tokenizer.from_file(str(arguments.corpus / "tokenizer.json"))
+    documents = read_documents(arguments.corpus / "documents.jsonl")
+    sources = {
+        split: RowSource(tokenize((d for d in documents if d.split == split), tokenizer), tokenizer)
+        for split in ("train", "held_out")
+    }
+    del documents
+    trainer = Trainer(
+        options,
+        tokenizer.get_vocab_size(),
+        sources["train"],
+        sources["held_out"],
+        arguments.device,
+        rank,
+        arguments.processes,
+    )
+    if arguments.resume:
+        state = torch.load(
+            arguments.out / "checkpoint.pt", map_location=arguments.device, weights_only=True
+        )
+        trainer.load_state(state)
+    if rank == 0:
+        count = sum(p.numel() for p in trainer.model.parameters())
+        print(f"{count:,} parameters, from step {trainer.progress.step}, {options}", flush=True)
+    run(trainer, arguments.out, arguments.checkpoint_minutes, is_main=rank == 0)
+    if arguments.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="training.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="with tokenizer.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--checkpoint-minutes", type=float, default=2.0)
+    for option in dataclasses.fields(Options):
+        default = option.default
+        flag = "--" + option.name.replace("_", "-")
+        if option.name in ("size", "noise"):
+            choices = SIZES if option.name == "size" else ("uniform", "hybrid")
+            parser.add_argument(flag, choices=choices, default=default)
+        else:
+            parser.add_argument(flag, type=type(default), default=default)
+    parsed = parser.parse_args(arguments)
+    options = Options(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Options)})
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    (parsed.out / "rendezvous").unlink(missing_ok=True)
+    if parsed.processes == 1:
+        _worker(0, parsed, options)
+    else:
+        os.environ.update(_KEEP_MEMORY | dict(os.environ))
+        torch.multiprocessing.spawn(_worker, (parsed, options), nprocs=parsed.processes)
+
+
+if __name__ == "__main__":
+    main()
