@@ -345,16 +345,22 @@ def run(trainer: Trainer, folder: Path, checkpoint_minutes: float, is_main: bool
             continue
         pending.append(_to_row(losses))
         if progress.step % _LOG_EVERY == 0:
-            row = _stamp(trainer, mean_rows(pending))
-            progress.losses.append(row)
-            pending.clear()
-            print(json.dumps(row), flush=True)
+            _log(trainer, pending)
         if progress.seconds - last_saved >= 60.0 * checkpoint_minutes:
             last_saved = progress.seconds
             _evaluate_and_save(trainer, folder)
     if is_main:
+        _log(trainer, pending)
         _evaluate_and_save(trainer, folder)
         plot_losses(progress, folder / "losses.png")
+
+
+def _log(trainer: Trainer, pending: list[dict[str, float]]) -> None:
+    if pending:
+        row = _stamp(trainer, mean_rows(pending))
+        trainer.progress.losses.append(row)
+        print(json.dumps(row), flush=True)
+        pending.clear()
 
 
 def _stamp(trainer: Trainer, means: dict[str, float]) -> dict[str, float]:

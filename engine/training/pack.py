@@ -1,0 +1,210 @@
+"""Pack a run into a checkpoint folder that the engine loads: weights, tokenizer, configs, card.
+
+    python -m training.pack --run RUN --corpus DIR --out FOLDER [--scores scores.json]
+
+Without scores the card says that there are none: pack, evaluate the folder, pack again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from dgemma_engine.checkpoint import our_name_to_stored
+from dgemma_engine.special_tokens import EOS, PAD, SPECIAL_TOKENS
+from safetensors.torch import save_file
+
+from .corpus import licence_table
+from .evaluate import score_table
+from .rows import HOLE_LENGTHS
+
+GENERATION_CONFIG: dict[str, Any] = {
+    "max_denoising_steps": 8,
+    "t_max": 0.8,
+    "t_min": 0.4,
+    "confidence_threshold": 0.005,
+    "stability_threshold": 1,
+    "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
+    "eos_token_id": SPECIAL_TOKENS.index(EOS),
+    "pad_token_id": SPECIAL_TOKENS.index(PAD),
+}
+
+# What a small model needs beyond the published sampler, and how its canvases were laid out.
+INFILL_CONFIG: dict[str, Any] = {
+    "sampler": {"candidates": "argmax", "min_accept": True, "stable_text_passes": 2},
+    "layout": {
+        "canvas_lengths": sorted(HOLE_LENGTHS),
+        "hole_lengths": sorted({size for sizes in HOLE_LENGTHS.values() for size in sizes}),
+        "line_tokens": 32,
+        "block_tokens": 64,
+        "prefix_tokens": 256,
+        "suffix_tokens": 64,
+    },
+}
+
+
+def write_weights(state: dict[str, Any], weights: str, path: Path) -> int:
+    """Write `model.safetensors` in bfloat16 under the published names; returns the parameters.
+
+    Args:
+        state: a run's checkpoint.
+        weights: "ema", the running mean, or "raw", the last step's.
+        path: the file.
+    """
+    tensors = dict(state["model"])
+    num_parameters = sum(tensors[name].numel() for name in state["ema"])
+    if weights == "ema":
+        tensors.update(state["ema"])
+    stored = {our_name_to_stored(n): t.bfloat16().contiguous() for n, t in tensors.items()}
+    save_file(stored, path, metadata={"format": "pt"})
+    return num_parameters
+
+
+def pack(run: Path, corpus: Path, out: Path, weights: str, scores: Path | None) -> None:
+    """Write the checkpoint folder."""
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    out.mkdir(parents=True, exist_ok=True)
+    num_parameters = write_weights(state, weights, out / "model.safetensors")
+    _write_json(state["config"], out / "config.json")
+    _write_json(GENERATION_CONFIG, out / "generation_config.json")
+    _write_json(INFILL_CONFIG, out / "infill_config.json")
+    shutil.copyfile(corpus / "tokenizer.json", out / "tokenizer.json")
+    shutil.copyfile(run / "losses.csv", out / "losses.csv")
+    if (run / "losses.png").exists():
+        shutil.copyfile(run / "losses.png", out / "losses.png")
+    statistics = json.loads((corpus / "statistics.json").read_text(encoding="utf-8"))
+    results = json.loads(scores.read_text(encoding="utf-8")) if scores is not None else None
+    card = build_card(out.name, num_parameters, state, weights, statistics, results)
+    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def build_card(
+    name: str,
+    num_parameters: int,
+    state: dict[str, Any],
+    weights: str,
+    statistics: dict[str, Any],
+    results: dict[str, Any] | None,
+) -> str:
+    """The model card: what it is, what it saw, what it reached, what it is not."""
+    options, progress = state["options"], state["progress"]
+    held_out = progress["held_out"][-1]
+    bytes_by_split = statistics["bytes"]
+    parts = [
+        _CARD_HEAD.format(
+            name=name,
+            parameters=f"{num_parameters / 1e6:.2f} M",
+            minutes=f"{progress['seconds'] / 60:.0f}",
+            steps=f"{progress['step']:,}",
+            document_tokens=f"{progress['document_tokens'] / 1e6:.1f} M",
+            canvas_tokens=f"{progress['canvas_tokens'] / 1e6:.1f} M",
+            train_megabytes=f"{bytes_by_split['train'] / 1e6:.1f}",
+            held_out_megabytes=f"{bytes_by_split['held_out'] / 1e6:.1f}",
+            noise=options["noise"],
+            weights={"ema": "their exponential mean", "raw": "as they stood at the end"}[weights],
+        ),
+        "| left to right | canvas, all slots | text, pure noise | first slot, pure noise "
+        "| text, partly noise | clean | padding |\n|---|---|---|---|---|---|---|\n| "
+        + " | ".join(
+            f"{held_out[column]:.2f}"
+            for column in ("causal", "canvas", "t1", "first", "noisy", "clean", "pad")
+        )
+        + " |\n",
+        "## Scores\n",
+    ]
+    if results is None:
+        parts.append("Not evaluated.\n")
+    else:
+        parts += [_SCORES_HEAD, score_table(results), _examples(results)]
+    parts += [_CARD_LIMITS, licence_table(statistics)]
+    return "\n".join(parts)
+
+
+_CARD_HEAD = """# {name}
+
+A {parameters}-parameter text-diffusion model of the DiffusionGemma architecture that fills holes
+in Python code: the smallest that exercises the whole path, made to be tests' fixture and a first
+default. Its fills are seldom right; the scores below say how seldom.
+
+Trained from scratch by `engine/training` on two CPU cores in {minutes} minutes: {steps} steps,
+{document_tokens} document tokens and {canvas_tokens} canvas tokens, of {train_megabytes} MB of
+Python source; {held_out_megabytes} MB in whole packages were held out. First left to right only,
+then documents and canvases together; {noise} noise. The weights are {weights}, in bfloat16.
+`losses.csv` and `losses.png` hold the curves; `engine/training/README.md` the commands.
+
+## Losses on held-out packages
+
+Nats per token, at the end of training, half of the canvases with self-conditioning.
+"""
+
+_SCORES_HEAD = """Holes in held-out packages, none on lines that training files share. A fill is
+right when it equals the text that was there, white space at its ends aside. `diffusion` is the
+engine as an editor calls it: it does not know the length. `fim` is greedy left-to-right decoding
+of the same weights with the suffix in the prompt; `left to right` has no suffix, and is told where
+to stop.
+"""
+
+_CARD_LIMITS = """## Limits
+
+Python only; other languages have tags in the vocabulary and nothing behind them. Trained on 256 to
+512 tokens of context, so more than that is cut. It knows no API by heart. Words that it has not
+seen in the context are put together from fragments. Do not leave it switched on as it is: show a
+suggestion only when its confidence is high.
+
+## Training data and licences
+
+Comments and strings were kept. The corpus is rebuilt from `engine/training/manifest.json` by
+`python -m training.corpus`; it is not part of this package.
+"""
+
+
+def _examples(results: dict[str, Any]) -> str:
+    rows = ["As they came, the first four of each kind (`║` the cursor, `¶` a line break):\n"]
+    rows += ["| before | fill | was | after |", "|---|---|---|---|"]
+    for bucket in results["buckets"]:
+        examples = [e for e in results["examples"] if e["bucket"] == bucket][:4]
+        rows += [
+            "| "
+            + " | ".join(
+                _cell(text)
+                for text in (
+                    e["prefix"].rsplit("\n", 1)[-1][-40:] + "║",
+                    e["fill"],
+                    e["expected"],
+                    e["suffix"].split("\n", 1)[0][:20],
+                )
+            )
+            + " |"
+            for e in examples
+        ]
+    return "\n".join(rows) + "\n"
+
+
+def _cell(text: str) -> str:
+    text = text.replace("\n", "¶").replace("|", "\\|").replace("`", "'")
+    return f"`{text}`" if text.strip() else ""
+
+
+def _write_json(value: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="training.pack", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder written by train")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder written by corpus")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    parser.add_argument("--scores", type=Path, help="written by evaluate")
+    options = parser.parse_args(arguments)
+    pack(options.run, options.corpus, options.out, options.weights, options.scores)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Rows hold what the engine will show the model, and nothing that gives the answer away."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from dgemma_engine.canvas import EOM_ID, EXACT_ID, MID_ID, PAD_ID, PRE_ID, SUF_ID
+from dgemma_engine.config import ModelConfig
+from dgemma_engine.model import DiffusionGemma
+from training.initialise import build_config, initialise
+from training.objective import corrupt
+from training.rows import HOLE_LENGTHS, Mixture, _build_hole, collate
+from training.spans import SPAN_SHARES, sample_span
+
+MIXTURE = Mixture(block=0.2, exact=0.2, slack=0.6, suffix_window=0.5)
+
+
+def rows_of(source, count, length=256):
+    rng = np.random.default_rng(5)
+    return [source.row(rng, MIXTURE, length) for _ in range(count)]
+
+
+def text_of(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_target_restores_the_text(source, documents, tokenizer):
+    """What stands before the cut, the hole's target and the suffix are one text of a document."""
+    texts = [document.text for document in documents]
+    kinds = Counter()
+    for row in rows_of(source, 150):
+        for hole in row.holes:
+            middle = [i for i in hole.target if i not in (EOM_ID, PAD_ID)]
+            start = len(row.token_ids) - 1 - row.token_ids[::-1].index(PRE_ID) + 1
+            before = text_of(tokenizer, row.token_ids[start : hole.cut])
+            room = hole.canvas_length - hole.hole_length - 2
+            after = text_of(tokenizer, hole.suffix_ids[:room]).rstrip("\ufffd")
+            joined = before + text_of(tokenizer, middle) + after
+            kinds[hole.marker, bool(hole.suffix_ids)] += 1
+            assert any(joined in text for text in texts), joined
+    assert len(kinds) == 4, kinds
+
+
+def test_layout(source):
+    """[marker] hole [suf] suffix [pad], all of the canvas' length, in every row."""
+    for row in rows_of(source, 50):
+        assert len(row.token_ids) <= 256
+        assert sum(hole.canvas_length for hole in row.holes) == 256
+        for hole in row.holes:
+            token_ids, mask = hole.layout()
+            size = hole.hole_length
+            assert mask == [False] + [True] * size + [False] * (hole.canvas_length - size - 1)
+            assert token_ids[0] == hole.marker
+            assert token_ids[1 : size + 1] == hole.target
+            assert token_ids[size + 1] == SUF_ID
+            if hole.marker == MID_ID:
+                end = hole.target.index(EOM_ID)
+                assert set(hole.target[end + 1 :]) <= {PAD_ID}
+            else:
+                assert hole.marker == EXACT_ID
+                assert EOM_ID not in hole.target
+
+
+@pytest.mark.parametrize("length", [0, 3, 15, 20])
+def test_hole_length_tells_nothing_but_that_the_text_fits(length):
+    """Every slack length that holds the text and its end mark is equally likely."""
+    rng = np.random.default_rng(0)
+    holes = [_build_hole(rng, 0, [99] * length, [], 64, False) for _ in range(3000)]
+    fitting = [size for size in HOLE_LENGTHS[64] if size > length]
+    counts = Counter(hole.hole_length for hole in holes)
+    assert sorted(counts) == fitting
+    expected = 3000 / len(fitting)
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values()), counts
+
+
+def test_corruption_never_touches_clamped_tokens(source):
+    """Noise goes into holes only, over the whole vocabulary, as often as its level says."""
+    batch = collate(rows_of(source, 16), 256, 256, sliding_window=32)
+    for noise in ("uniform", "hybrid"):
+        generator = torch.Generator().manual_seed(1)
+        corruption = corrupt(batch, 600, noise, generator)
+        clean, noisy = batch.token_ids[:, batch.is_canvas], corruption.token_ids[:, batch.is_canvas]
+        assert torch.equal(
+            corruption.token_ids[:, ~batch.is_canvas], batch.token_ids[:, ~batch.is_canvas]
+        )
+        assert torch.equal(clean[~batch.hole_mask], noisy[~batch.hole_mask])
+        assert torch.equal(
+            clean[batch.hole_mask & ~corruption.is_corrupted],
+            noisy[batch.hole_mask & ~corruption.is_corrupted],
+        )
+        level, hit = corruption.noise_level[batch.hole_mask], corruption.is_corrupted
+        assert abs(float(level.mean() - hit[batch.hole_mask].float().mean())) < 0.03
+        assert hit[batch.hole_mask][level == 1.0].all()
+        assert 0.1 < float((level == 1.0).float().mean()) < 0.35
+
+
+def test_batches_depend_on_seed_and_step_alone(source):
+    """The same step gives the same batch, another step another one."""
+    first, again, other = (
+        source.batch(3, step, MIXTURE, 2, 128, sliding_window=512).token_ids for step in (7, 7, 8)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", list(SPAN_SHARES))
+def test_spans_lie_in_the_text(documents, kind):
+    """Every kind of span is found, is not empty and has no white space at its end."""
+    rng = np.random.default_rng(0)
+    found = 0
+    for document in documents:
+        for start in document.token_starts[:-1:23]:
+            span = sample_span(document, int(start), kind, rng)
+            if span is not None:
+                found += 1
+                assert 0 <= span[0] < span[1] <= len(document.text)
+                middle = document.text[span[0] : span[1]]
+                assert middle == middle.rstrip()
+    assert found > 20
+
+
+@pytest.mark.parametrize("has_conditioning", [False, True])
+def test_joint_forward_equals_prefill_and_denoise(source, has_conditioning):
+    """What training computes for a canvas is what inference computes, sliding window included."""
+    config = ModelConfig.from_json(build_config("tiny", 600))
+    assert config.sliding_window < 128
+    model = DiffusionGemma(config)
+    initialise(model, torch.Generator().manual_seed(1))
+    model.requires_grad_(False)
+    for layer in model.layers:
+        layer.layer_scalar.fill_(0.7)
+        layer.encoder_layer_scalar.fill_(0.9)
+    rows = rows_of(source, 3, length=128)
+    batch = collate(rows, 128, 256, config.sliding_window)
+    conditioning = None
+    if has_conditioning:
+        conditioning = 3 * torch.randn(3, 256, 600, generator=torch.Generator().manual_seed(2))
+    hidden = model.forward_joint(
+        batch.token_ids,
+        batch.is_canvas,
+        batch.position_ids,
+        batch.sliding_mask,
+        batch.full_mask,
+        conditioning,
+    )
+    actual = model.logits(hidden)
+    for index, row in enumerate(rows):
+        start = 0
+        for hole in row.holes:
+            canvas = slice(start, start + hole.canvas_length)
+            start += hole.canvas_length
+            cache = model.prefill(torch.tensor([row.token_ids[: hole.cut]]))
+            expected = model.denoise_logits(
+                torch.tensor([hole.layout()[0]]),
+                cache,
+                None if conditioning is None else conditioning[index : index + 1, canvas],
+            )
+            torch.testing.assert_close(
+                actual[index : index + 1, 128 + canvas.start : 128 + canvas.stop],
+                expected,
+                atol=2e-5,
+                rtol=1e-4,
+            )

@@ -1,0 +1,158 @@
+"""The trainer learns, resumes where it stopped, and what it packs is what the engine loads."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dgemma_engine import InfillRequest, load_engine, load_model
+from dgemma_kernels import attention
+from training.fast_cpu import masked_attention, softcapped_cross_entropy
+from training.optimizer import Muon, orthogonalize
+from training.pack import pack
+from training.train import Options, Trainer, run, save_checkpoint
+
+OPTIONS = Options(
+    size="tiny", steps=12, tokens_per_step=1024, document_length=256, causal_share=0.25
+)
+
+
+def build_trainer(source, tokenizer, options=OPTIONS):
+    return Trainer(options, tokenizer.get_vocab_size(), source, source)
+
+
+@pytest.fixture(autouse=True)
+def _short_warm_up(monkeypatch):
+    """The runs here are shorter than the trainer's warm-up."""
+    monkeypatch.setattr("training.train._WARM_UP_STEPS", 2)
+
+
+def losses_of(trainer, num_steps):
+    found = []
+    for _ in range(num_steps):
+        losses = trainer.train_step()
+        assert losses is not None
+        found.append(float(losses.total.detach()))
+    return found
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(source, tokenizer, tmp_path):
+    """All that the next step depends on is in the checkpoint: the losses agree to the last bit."""
+    whole = build_trainer(source, tokenizer)
+    expected = losses_of(whole, 12)
+    assert whole.train_step() is None
+    first = build_trainer(source, tokenizer)
+    actual = losses_of(first, 5)
+    save_checkpoint(first, tmp_path)
+    second = build_trainer(source, tokenizer)
+    second.load_state(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    actual += losses_of(second, 7)
+    assert expected == actual
+    assert whole.progress.canvas_tokens == second.progress.canvas_tokens > 0
+    for name, value in whole.ema.items():
+        assert torch.equal(value, second.ema[name]), name
+
+
+def test_losses_fall(source, tokenizer):
+    """Thirty steps on a small corpus lower both losses."""
+    options = dataclasses.replace(OPTIONS, steps=30, causal_share=0.0, self_conditioning=0.0)
+    trainer = build_trainer(source, tokenizer, options)
+    before = trainer.evaluate(use_ema=False)
+    losses_of(trainer, 30)
+    after = trainer.evaluate(use_ema=False)
+    assert after["causal"] < before["causal"] - 0.5
+    assert after["canvas"] < before["canvas"] - 0.5
+
+
+def test_what_is_packed_loads(source, tokenizer, tmp_path):
+    """The engine loads the folder, with every tensor in place, and fills a hole with it."""
+    trainer = build_trainer(source, tokenizer, dataclasses.replace(OPTIONS, steps=4))
+    folder, corpus, out = tmp_path / "run", tmp_path / "corpus", tmp_path / "packed"
+    folder.mkdir()
+    corpus.mkdir()
+    run(trainer, folder, checkpoint_minutes=100.0, is_main=True)
+    tokenizer.save(str(corpus / "tokenizer.json"))
+    package = {
+        "package": "own",
+        "version": "1",
+        "licence": "Apache-2.0",
+        "split": "train",
+        "files": 1,
+        "bytes": 10,
+    }
+    statistics = {"bytes": {"train": 10, "held_out": 0}, "packages": [package]}
+    (corpus / "statistics.json").write_text(json.dumps(statistics))
+    pack(folder, corpus, out, weights="ema", scores=None)
+    model = load_model(str(out), device="cpu")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.bfloat16(), trainer.ema[name].bfloat16()), name
+    assert model.sampler_defaults.max_denoising_steps == 8
+    assert model.sampler_defaults.candidates == "argmax"
+    engine = load_engine(str(out), device="cpu")
+    result = engine.fill(InfillRequest("def f(x):\n    return ", "\n", language_id="python"))
+    assert result.num_passes >= 1
+    assert "\n" not in result.text
+    assert "| own | 1 | Apache-2.0 | train |" in (out / "README.md").read_text()
+
+
+def test_masked_attention_equals_the_kernel():
+    """The trainer's attention and the engine's agree, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 12, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)
+    )
+    mask = torch.rand(2, 1, 12, 12, generator=generator) < 0.5
+    mask[..., 0] = True
+    expected = attention(query, key, value, mask)
+    actual = masked_attention(query, key, value, mask)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(expected.shape, generator=generator)
+    inputs = (query, key, value)
+    for a, b in zip(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_softcapped_cross_entropy_equals_the_plain_one():
+    """Losses, mean and gradients agree, over more rows than one chunk."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 16, generator=generator, requires_grad=True)
+    table = torch.randn(50, 16, generator=generator, requires_grad=True)
+    target = torch.randint(0, 50, (300,), generator=generator)
+    logits = torch.tanh(hidden @ table.T / 5.0) * 5.0
+    expected = F.cross_entropy(logits, target, reduction="none")
+    mean, actual = softcapped_cross_entropy(hidden, table, target, 5.0)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(mean, expected.mean())
+    for a, b in zip(
+        torch.autograd.grad(2 * mean, (hidden, table)),
+        torch.autograd.grad(2 * expected.mean(), (hidden, table)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8)])
+def test_orthogonalize(shape):
+    """Singular values come out around 1, whatever they were."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert float(values.min()) > 0.5
+    assert float(values.max()) < 1.5
+
+
+def test_muon_treats_a_stack_as_its_matrices():
+    """An expert's update does not depend on its being stored with the others."""
+    start, gradient = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    stacked = torch.nn.Parameter(start.clone())
+    single = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    stacked.grad = gradient.clone()
+    for parameter, matrix in zip(single, gradient, strict=True):
+        parameter.grad = matrix.clone()
+    Muon([stacked]).step()
+    Muon(single).step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in single]))
