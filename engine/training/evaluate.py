@@ -142,7 +142,10 @@ class LeftToRight:
                 allowed = tokenizer.ids_starting_with(healed)
                 logits[~token_mask(allowed, tokenizer.vocab_size, logits.device)] = -torch.inf
             token = int(logits.argmax())
-            if token == EOM_ID or (hole.kind is HoleKind.LINE and token in self._line_breaks):
+            # The first token may be the line break before the cursor, taken back by the healing.
+            is_healed = bool(healed) and not filled
+            ends_line = hole.kind is HoleKind.LINE and token in self._line_breaks and not is_healed
+            if token == EOM_ID or ends_line:
                 break
             filled.append(token)
             pending = [token]
