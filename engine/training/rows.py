@@ -334,8 +334,8 @@ class RowSource:
         first = max(1, len(text) - longest, _MIN_PREFIX_TOKENS // 2)
         starts = [i for i in range(first, min(len(edges), len(text))) if edges[i]]
         if rng.random() < 0.5:
-            # Half of them behind the line break and its indentation, as the engine cuts there.
-            behind = int(rng.random() < 0.6)
+            # At the line break, or behind it and its indentation.
+            behind = int(rng.random() < 0.5)
             at_breaks = [
                 i + behind
                 for i in starts

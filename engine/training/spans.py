@@ -144,10 +144,10 @@ def _random(document: TokenizedDocument, anchor: int, rng: np.random.Generator) 
 
 
 def _start_of_line(document: TokenizedDocument, line: int, rng: np.random.Generator) -> int:
-    """Behind the indentation that the editor has put there; or at the line break before it."""
+    """Behind the indentation that the editor has put there, or at the line break before it."""
     if line >= len(document.line_starts):
         return len(document.text)
-    if line > 0 and rng.random() < 0.3:
+    if line > 0 and rng.random() < 0.5:
         return document.line_starts[line] - 1
     text = document.line_text(line)
     return document.line_starts[line] + len(text) - len(text.lstrip())
