@@ -2,9 +2,10 @@
 
     python -m training.evaluate --corpus DIR --model FOLDER --holes 200 --out scores.json
 
-Three ways to fill the same holes: `diffusion`, the engine as an editor calls it; `fim`, greedy
-left to right with the suffix in the prompt, until the end mark; `left to right`, greedy without
-the suffix, which is told where to stop (at the line's end; for blocks, the true length).
+Four ways to fill the same holes: `diffusion`, the engine as an editor calls it; `diffusion, length
+known`, a hole of exactly as many slots as its text has tokens; `fim`, greedy left to right with the
+suffix in the prompt, until the end mark; `left to right`, greedy without the suffix, which is told
+where to stop (at the line's end; for blocks, the true length).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch.nn.functional as F
 from dgemma_engine import HoleKind, InfillRequest
 from dgemma_engine.attention import build_rotary
 from dgemma_engine.cache import KVCache
-from dgemma_engine.canvas import EOM_ID, marked_prompt
+from dgemma_engine.canvas import EOM_ID, EXACT_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
+from dgemma_engine.denoise import denoise
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.masks import encoder_mask
 from dgemma_engine.special_tokens import LANGUAGE_TAGS
@@ -172,6 +174,30 @@ class LeftToRight:
         return model.logits(hidden[0, -1])
 
 
+def fill_known_length(engine: DiffusionEngine, hole: EvalHole) -> str:
+    """The engine's fill, were it told how many tokens belong into the hole."""
+    tokenizer, model = engine.tokenizer, engine.model
+    plan = engine.strategy.plan(hole.request())
+    healed = plan.healed.decode("utf-8", "ignore")
+    length = len(tokenizer.encode(healed + hole.middle))
+    layout = MarkerLayout()
+    canvas_length = max(layout.canvas_length(length), length + 2)
+    suffix_ids = tokenizer.encode(hole.suffix)[: layout.suffix_tokens]
+    token_ids, hole_mask = marked_canvas(length, suffix_ids, canvas_length, EXACT_ID)
+    banned = plan.canvas.banned
+    if banned is not None:
+        banned = banned.clone()
+        banned[[EOM_ID, PAD_ID]] = True
+    canvas = Canvas(
+        torch.tensor([token_ids]), torch.tensor([hole_mask]), banned, plan.canvas.first_allowed
+    )
+    cache = model.prefill(torch.tensor([plan.prompt_ids]))
+    generator = torch.Generator().manual_seed(0)
+    *_, last = denoise(model, cache, canvas, model.sampler_defaults, generator, [])
+    filled = last.argmax_canvas[0, canvas.hole_mask[0]].tolist()
+    return tokenizer.decode_bytes(filled).removeprefix(plan.healed).decode("utf-8", "ignore")
+
+
 def edit_similarity(left: str, right: str) -> float:
     """1 - Levenshtein distance / longer length; 1 for two empty texts."""
     row = list(range(len(right) + 1))
@@ -229,6 +255,7 @@ def evaluate(
 
         methods: dict[str, Callable[[EvalHole], str]] = {
             "diffusion": diffuse,
+            "diffusion, length known": lambda hole: fill_known_length(engine, hole),
             "fim": lambda hole: left_to_right.fill(hole, use_suffix=True),
             "left to right": lambda hole: left_to_right.fill(hole, use_suffix=False),
         }

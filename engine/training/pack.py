@@ -143,9 +143,9 @@ Nats per token, at the end of training, half of the canvases with self-condition
 
 _SCORES_HEAD = """Holes in held-out packages, none on lines that training files share. A fill is
 right when it equals the text that was there, white space at its ends aside. `diffusion` is the
-engine as an editor calls it: it does not know the length. `fim` is greedy left-to-right decoding
-of the same weights with the suffix in the prompt; `left to right` has no suffix, and is told where
-to stop.
+engine as an editor calls it: it does not know the length; `length known` is told it. `fim` is
+greedy left-to-right decoding of the same weights with the suffix in the prompt; `left to right` has
+no suffix, and is told where to stop.
 """
 
 _CARD_LIMITS = """## Limits
