@@ -28,8 +28,6 @@ Noise = Literal["uniform", "hybrid"]
 ABSORBING_ID = SPECIAL_TOKENS.index("<reserved:0>")
 _ABSORBING_SHARE = 0.8
 
-# A first pass sees nothing but noise; this share of canvases is trained on exactly that.
-_PURE_NOISE_SHARE = 0.2
 _LEAST_NOISE = 1e-3
 
 LOAD_BALANCE_WEIGHT = 1e-2
@@ -51,14 +49,28 @@ class Corruption:
     noise_level: Tensor
 
 
-def corrupt(batch: Batch, vocab_size: int, noise: Noise, generator: torch.Generator) -> Corruption:
-    """Redraw every hole slot with its canvas' probability t, over the whole vocabulary."""
+def corrupt(
+    batch: Batch,
+    vocab_size: int,
+    noise: Noise,
+    pure_noise_share: float,
+    generator: torch.Generator,
+) -> Corruption:
+    """Redraw every hole slot with its canvas' probability t, over the whole vocabulary.
+
+    Args:
+        batch: clean.
+        vocab_size: V.
+        noise: what replaces a token.
+        pure_noise_share: of the canvases, t = 1; the others have t from U(0.001, 1).
+        generator: of all draws, on the batch's device.
+    """
     device = batch.token_ids.device
     shape = tuple(batch.hole_mask.shape)
     num_canvases = int(batch.canvas_index.max()) + 1 if shape[1] else 1
     levels = torch.rand(2, shape[0], num_canvases, generator=generator, device=device)
     noise_level = _LEAST_NOISE + (1.0 - _LEAST_NOISE) * levels[0]
-    noise_level = torch.where(levels[1] < _PURE_NOISE_SHARE, 1.0, noise_level)
+    noise_level = torch.where(levels[1] < pure_noise_share, 1.0, noise_level)
     noise_level = noise_level.gather(1, batch.canvas_index)  # (B, N)
     draws = torch.rand(shape, generator=generator, device=device)
     is_corrupted = batch.hole_mask & (draws < noise_level)

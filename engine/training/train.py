@@ -75,6 +75,8 @@ class Options:
         editor_share: of the run, with the editor's mixture, at its end.
         decay_share: of the run, over which the learning rates fall to 0, at its end.
         self_conditioning: share of steps with a first pass.
+        pure_noise: share of canvases that are nothing but noise. All of them are in steps without
+            self-conditioning: so begins every fill, and no later pass is like it.
         muon_lr, adam_lr, clip, ema: the optimisers'.
         seed: of everything.
     """
@@ -89,6 +91,7 @@ class Options:
     editor_share: float = 0.34
     decay_share: float = 0.35
     self_conditioning: float = 0.5
+    pure_noise: float = 0.2
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     clip: float = 1.0
@@ -201,7 +204,11 @@ class Trainer:
         return generator.manual_seed(number)
 
     def _losses(self, batch: Batch, generator: torch.Generator, self_condition: bool) -> Losses:
-        corruption = corrupt(batch, self.config.vocab_size, self.options.noise, generator)
+        options = self.options
+        pure_noise = 0.0
+        if not self_condition:
+            pure_noise = min(1.0, options.pure_noise / max(1e-9, 1.0 - options.self_conditioning))
+        corruption = corrupt(batch, self.config.vocab_size, options.noise, pure_noise, generator)
         conditioning: Tensor | None = None
         if self_condition and batch.hole_mask.any():
             with self._autocast(), cpu_attention(self.device):
