@@ -228,12 +228,11 @@ class DiffusionEngine:
         request: InfillRequest,
         config: SamplerConfig,
     ) -> DraftStep:
-        tokens = tuple(
-            DraftToken(self.tokenizer.decode([token_id]), confidence, is_accepted)
-            for token_id, confidence, is_accepted in zip(
-                draft.token_ids, draft.confidences, draft.accepted, strict=True
-            )
-        )
+        texts = [self.tokenizer.decode([token_id]) for token_id in draft.token_ids]
+        if texts:  # what the first token repeats of the prefix is not part of the draft
+            first = self.tokenizer.token_bytes(draft.token_ids[0]).removeprefix(plan.healed)
+            texts[0] = first.decode("utf-8", errors="ignore")
+        tokens = tuple(map(DraftToken, texts, draft.confidences, draft.accepted))
         return DraftStep(
             step=step.step,
             max_steps=config.max_denoising_steps,

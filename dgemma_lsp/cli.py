@@ -1,0 +1,321 @@
+"""The command line: `serve`, `fill`, `demo`, `doctor`.
+
+Exit status: 0 done, 1 it could not be done (no torch, a broken checkpoint), 2 what was typed cannot
+be used (no such file, a position past the end), 130 interrupted. An error is one line on stderr.
+Nothing here imports torch until an engine is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import click
+import dgemma_engine
+from dgemma_engine import DGemmaError, DraftStep, InfillEngine, InfillRequest, InfillResult
+from rich.console import Console
+from rich.text import Text
+
+from . import __version__
+from .context import ContextBudget, build_request
+from .hole import Hole, select_hole, selection_hole
+from .postprocess import Rejection, postprocess
+from .render import FILL_STYLE, CanvasView, in_place, summary
+from .source_file import InputError, Location, SourceFile
+
+# The demo is to be watched: each pass stays on the screen at least so long, in seconds.
+_DEMO_PASS_SECONDS = 0.15
+_HOLE_START, _HOLE_END = "«", "»"
+
+
+def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--model, --device and --dtype, the same wherever an engine is loaded."""
+    for option in (
+        click.option(
+            "--dtype",
+            default="auto",
+            show_default=True,
+            help="auto, float32, bfloat16 or float16.",
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
+        ),
+        click.option(
+            "--model",
+            default="default",
+            show_default=True,
+            help="'default' for the small model in this package, or a checkpoint folder.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dgemma-lsp")
+def cli() -> None:
+    """Fill code in the middle with a text-diffusion model."""
+
+
+@cli.command()
+@_engine_options
+@click.option("--stdio", is_flag=True, help="Speak LSP on standard input and output (the default).")
+@click.option("--tcp", is_flag=True, help="Listen for one client on a TCP port.")
+@click.option("--ws", is_flag=True, help="Listen for one client on a WebSocket port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address for --tcp and --ws.")
+@click.option(
+    "--port",
+    default=2087,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port for --tcp and --ws; 0 takes a free one.",
+)
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="What goes to standard error.",
+)
+def serve(
+    model: str,
+    device: str,
+    dtype: str,
+    stdio: bool,
+    tcp: bool,
+    ws: bool,
+    host: str,
+    port: int,
+    log_level: str,
+) -> None:
+    """Run the language server."""
+    if stdio + tcp + ws > 1:
+        raise click.UsageError("choose one of --stdio, --tcp and --ws")
+    from .server import configure_logging
+    from .server import serve as serve_client
+    from .settings import Settings
+
+    configure_logging(log_level.upper())
+    try:
+        status = serve_client(
+            lambda settings: dgemma_engine.load_engine(settings.model, settings.device, dtype),
+            Settings(model=model, device=device),
+            transport="tcp" if tcp else "ws" if ws else "stdio",
+            host=host,
+            port=port,
+        )
+    except ModuleNotFoundError as error:
+        if error.name != "websockets":
+            raise
+        raise InputError("--ws needs a package: pip install 'dgemma-lsp[ws]'") from error
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    sys.exit(status)
+
+
+@cli.command()
+@click.argument("location")
+@_engine_options
+@click.option("--write", is_flag=True, help="Write the fill into the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--watch", is_flag=True, help="Show the canvas after every pass.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps at most.")
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1))
+def fill(
+    location: str,
+    model: str,
+    device: str,
+    dtype: str,
+    write: bool,
+    as_json: bool,
+    watch: bool,
+    seed: int,
+    steps: int | None,
+    max_tokens: int,
+) -> None:
+    """Fill a hole in a file.
+
+    LOCATION is FILE:LINE:COL for a cursor, or FILE:L1:C1-L2:C2 for a span that is replaced. Lines
+    and columns count from 1.
+    """
+    file, hole = _find_hole(Location.parse(location))
+    request = build_request(
+        file.snapshot(), hole, ContextBudget(), max_tokens=max_tokens, seed=seed
+    )
+    request = dataclasses.replace(request, max_steps=steps)
+    engine = dgemma_engine.load_engine(model, device, dtype)
+    console = Console(stderr=as_json, highlight=False)
+    prefix, suffix = file.text[: hole.start], file.text[hole.end :]
+    result = _run(engine, request, console, prefix, suffix, watch=watch)
+    outcome = postprocess(file.snapshot(), hole, result.text)
+    has_fill = isinstance(outcome, str)
+    if write and isinstance(outcome, str):
+        file.write(prefix + outcome.replace("\n", file.snapshot().eol) + suffix)
+    if as_json:
+        answer = _result_json(file, hole, result, outcome)
+        click.echo(json.dumps({**answer, "wrote": write and has_fill}))
+        return
+    if isinstance(outcome, str):
+        console.print(in_place(prefix, Text(outcome, style=FILL_STYLE), suffix))
+    else:
+        console.print(f"nothing to offer here: {outcome.detail}", style="yellow")
+    console.print(summary(result), style="cyan")
+    if write:
+        done = f"written to {file.path}" if has_fill else f"{file.path} is unchanged"
+        console.print(done, style="cyan")
+
+
+@cli.command()
+@_engine_options
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
+def demo(model: str, device: str, dtype: str, seed: int) -> None:
+    """Fill the holes of a sample file and show the canvas as it settles."""
+    console = Console(highlight=False)
+    source = resources.files("dgemma_lsp").joinpath("demo/inventory.py.txt").read_text("utf-8")
+    console.print("loading the model ...", style="cyan")
+    start = time.monotonic()
+    engine = dgemma_engine.load_engine(model, device, dtype)
+    info = engine.info
+    console.print(
+        f"{info.model}: {info.parameters / 1e6:.1f} M parameters on {info.device} in {info.dtype}, "
+        f"loaded in {time.monotonic() - start:.1f} s",
+        style="cyan",
+    )
+    outcomes: list[tuple[str, InfillResult]] = []
+    while _HOLE_START in source:
+        prefix, rest = source.split(_HOLE_START, maxsplit=1)
+        author, suffix = rest.split(_HOLE_END, maxsplit=1)
+        # Later holes keep their author's text: one hole is filled at a time.
+        request = InfillRequest(prefix, _without_marks(suffix), language_id="python", seed=seed)
+        console.rule(f"hole {len(outcomes) + 1}")
+        result = _run(
+            engine,
+            request,
+            console,
+            prefix,
+            request.suffix,
+            watch=True,
+            pass_seconds=_DEMO_PASS_SECONDS if console.is_terminal else 0.0,
+        )
+        console.print(in_place(prefix, Text(result.text, style=FILL_STYLE), request.suffix))
+        console.print(summary(result), style="cyan")
+        console.print(Text(f"the author had written: {author}", style="bright_black"))
+        outcomes.append((author, result))
+        source = prefix + author + suffix
+    same = sum(author == result.text for author, result in outcomes)
+    times = sorted(result.timings.total_ms for _, result in outcomes)
+    console.rule()
+    console.print(
+        f"{len(outcomes)} holes filled, {same} as their author had, "
+        f"median {times[len(times) // 2]:.0f} ms a hole",
+        style="bold",
+    )
+    if model == "default":
+        console.print(
+            "The model in this package is small and its fills are often wrong; the README says how "
+            "often.",
+            style="cyan",
+        )
+
+
+@cli.command()
+@_engine_options
+def doctor(model: str, device: str, dtype: str) -> None:
+    """Tell what is installed, which device and model are used, and whether a fill works."""
+    from .doctor import examine
+
+    report = examine(model, device, dtype)
+    console = Console(highlight=False)
+    for name, value in report.facts:
+        console.print(Text.assemble((f"{name:>12}  ", "cyan"), value), soft_wrap=True)
+    if report.problem is not None:
+        problem = Text.assemble((f"{'problem':>12}  ", "bold red"), report.problem)
+        console.print(problem, soft_wrap=True)
+        raise SystemExit(1)
+    console.print(Text("everything works", style="bold green"))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    try:
+        cli.main(args=arguments, prog_name="dgemma-lsp", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except InputError as error:
+        _fail(str(error), 2)
+    except DGemmaError as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(f"dgemma-lsp: error: {message}", err=True)
+    sys.exit(status)
+
+
+def _find_hole(location: Location) -> tuple[SourceFile, Hole]:
+    file = SourceFile.read(location.path)
+    start, end = file.span(location)
+    if start == end:
+        return file, select_hole(file.snapshot(), start, cover_marker=True)
+    return file, selection_hole(file.snapshot(), start, end)
+
+
+def _run(
+    engine: InfillEngine,
+    request: InfillRequest,
+    console: Console,
+    prefix: str,
+    suffix: str,
+    *,
+    watch: bool,
+    pass_seconds: float = 0.0,
+) -> InfillResult:
+    """Fill, showing every pass if asked to, each for `pass_seconds` at least."""
+    if not watch:
+        return engine.fill(request)
+    with CanvasView(console, prefix, suffix) as view:
+
+        def show(step: DraftStep) -> None:
+            view.show(step)
+            time.sleep(pass_seconds)
+
+        return engine.fill(request, on_step=show)
+
+
+def _result_json(
+    file: SourceFile, hole: Hole, result: InfillResult, outcome: str | Rejection
+) -> dict[str, Any]:
+    lines = file.snapshot().lines
+
+    def place(offset: int) -> dict[str, int]:
+        line = lines.line_at(offset)
+        return {"line": line + 1, "column": offset - lines.bounds(line)[0] + 1}
+
+    return {
+        "path": str(file.path),
+        "start": place(hole.start),
+        "end": place(hole.end),
+        "kind": hole.kind.value,
+        "text": outcome if isinstance(outcome, str) else None,
+        "rejection": None if isinstance(outcome, str) else outcome.reason.value,
+        "token_confidences": [round(value, 4) for value in result.token_confidences],
+        "mean_entropy": round(result.mean_entropy, 4),
+        "passes": result.num_passes,
+        "stop_reason": result.stop_reason.value,
+        "encode_ms": round(result.timings.encode_ms, 2),
+        "denoise_ms": round(result.timings.denoise_ms, 2),
+        "total_ms": round(result.timings.total_ms, 2),
+    }
+
+
+def _without_marks(text: str) -> str:
+    return text.replace(_HOLE_START, "").replace(_HOLE_END, "")

@@ -1,0 +1,73 @@
+"""What the model reads: a hole with the text around it, cut to a budget, becomes an InfillRequest.
+
+The model sees \\n only; the document keeps the separators it has. Budgets are characters, the
+engine counts tokens. It knows no LSP; the engine's `infill.py` is next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgemma_engine.types import InfillRequest
+
+from .document import DocumentSnapshot
+from .hole import Hole
+
+
+@dataclass(frozen=True, slots=True)
+class ContextBudget:
+    """Characters of context at most, before and after the hole."""
+
+    prefix_chars: int = 8000
+    suffix_chars: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("prefix_chars", "suffix_chars"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def build_request(
+    snapshot: DocumentSnapshot,
+    hole: Hole,
+    budget: ContextBudget,
+    *,
+    max_tokens: int = 64,
+    seed: int = 0,
+) -> InfillRequest:
+    """The request that fills `hole`; what the hole covers is in neither prefix nor suffix.
+
+    A prefix over its budget begins at a line's start, a suffix ends at a line's end, unless a
+    single line is longer than the budget: then it is cut inside that line.
+    """
+    return InfillRequest(
+        prefix=_cut_prefix(snapshot.text[: hole.start], budget.prefix_chars),
+        suffix=_cut_suffix(snapshot.text[hole.end :], budget.suffix_chars),
+        kind=hole.kind,
+        language_id=snapshot.language_id,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+
+
+def to_lf(text: str) -> str:
+    """`text` with every line separator as \\n."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _cut_prefix(text: str, budget: int) -> str:
+    # Twice the budget always holds enough: \r\n shrinks to one character.
+    text = to_lf(text[max(0, len(text) - 2 * budget - 2) :])
+    if len(text) <= budget:
+        return text
+    start = len(text) - budget
+    line_start = text.find("\n", start - 1) + 1
+    return text[line_start if 0 < line_start < len(text) else start :]
+
+
+def _cut_suffix(text: str, budget: int) -> str:
+    text = to_lf(text[: 2 * budget + 2])
+    if len(text) <= budget:
+        return text
+    line_end = text.rfind("\n", 0, budget) + 1
+    return text[: line_end or budget]

@@ -1,0 +1,40 @@
+"""What the model wrote becomes what is offered, or a Rejection that says why nothing is.
+
+One filter a file, each (snapshot, hole, text) -> text or Rejection; the chain is the tuple below.
+Texts here have \\n only. Nothing in this package knows LSP or the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..document import DocumentSnapshot
+from ..hole import Hole
+from .empty import reject_empty
+from .one_line import keep_one_line
+from .rejection import Rejection, RejectReason
+from .suffix_overlap import trim_suffix_overlap
+from .trailing_blank import trim_trailing_blank
+
+__all__ = ["FILTERS", "Filter", "RejectReason", "Rejection", "postprocess"]
+
+Filter = Callable[[DocumentSnapshot, Hole, str], str | Rejection]
+
+FILTERS: tuple[Filter, ...] = (
+    keep_one_line,
+    trim_trailing_blank,
+    reject_empty,  # before the next one, which would blame the suffix for an empty fill
+    trim_suffix_overlap,
+    trim_trailing_blank,  # trimming an overlap lays bare the blanks before it
+    reject_empty,
+)
+
+
+def postprocess(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | Rejection:
+    """Send a fill through the chain; the first rejection ends it."""
+    for apply in FILTERS:
+        outcome = apply(snapshot, hole, text)
+        if isinstance(outcome, Rejection):
+            return outcome
+        text = outcome
+    return text

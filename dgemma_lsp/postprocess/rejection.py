@@ -1,0 +1,23 @@
+"""Refusal as a value: logged, counted, tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class RejectReason(str, Enum):
+    """Why nothing was offered."""
+
+    EMPTY = "empty"  # nothing to insert, or nothing would change
+    STALE = "stale"  # the document went another way meanwhile
+    DUPLICATES_SUFFIX = "duplicates_suffix"  # the fill only repeats what follows
+    CANCELLED = "cancelled"  # a newer request took its place
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a fill is not offered; `detail` is a sentence for a person and holds no code."""
+
+    reason: RejectReason
+    detail: str

@@ -1,0 +1,244 @@
+"""The command line, with a tiny random checkpoint: what it prints, writes, refuses, and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dgemma_lsp.cli import main
+
+from ..engine.tiny import SAMPLE, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "sample.py"
+    path.write_bytes(SAMPLE.encode())
+    return path
+
+
+def run(*arguments: object) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr; nothing else was printed."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("dgemma-lsp: error: ")
+    return line
+
+
+def test_fill_shows_the_result_in_place(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines around the cursor are shown with their numbers, and the file is not touched."""
+    assert run("fill", f"{source}:2:12", "--model", checkpoint) == 0
+    shown = capsys.readouterr().out
+    assert "1 │ def add(left, right):" in shown
+    assert "2 │     return " in shown
+    assert "passes" in shown
+    assert source.read_text() == SAMPLE
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+def test_fill_writes_what_json_says(
+    line_break: str, checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--write puts exactly the reported text at the reported place, in the file's line breaks."""
+    text = SAMPLE.replace("\n", line_break)
+    source.write_bytes(text.encode())
+    source.chmod(0o640)
+    for seed in range(20):  # a random model may propose nothing; the first that proposes counts
+        arguments = ("fill", f"{source}:2:12-3:1", "--model", checkpoint, "--seed", seed)
+        assert run(*arguments, "--json", "--write") == 0
+        answer = json.loads(capsys.readouterr().out)
+        if answer["wrote"]:
+            break
+    assert answer["wrote"], "no seed gave a fill"
+    assert answer["kind"] == "selection"
+    start = text.index("left + right")
+    end = start + len("left + right")
+    fill = answer["text"].replace("\n", line_break)
+    assert (text[:start] + fill + text[end:]).encode() == source.read_bytes()
+    assert answer["start"] == {"line": 2, "column": 12}
+    assert answer["end"] == {"line": 2, "column": 24}
+    assert source.stat().st_mode & 0o777 == 0o640
+
+
+def test_fill_repeats_for_a_seed(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs give the same text; --steps bounds the passes."""
+    answers = []
+    for _ in range(2):
+        run("fill", f"{source}:2:12", "--model", checkpoint, "--json", "--seed", 4, "--steps", 3)
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["text"] == answers[1]["text"]
+    assert answers[0]["token_confidences"] == answers[1]["token_confidences"]
+    assert answers[0]["passes"] <= 3
+
+
+def test_watch_shows_every_pass(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line a pass where the output is no terminal."""
+    assert run("fill", f"{source}:2:12", "--model", checkpoint, "--watch", "--steps", 3) == 0
+    shown = capsys.readouterr().out
+    assert "pass 1 of at most 3" in shown
+    assert "mean entropy" in shown
+
+
+def test_bad_locations(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was typed cannot be used: one line that says what is wrong, status 2, no engine."""
+    folder = source.parent
+    (folder / "binary.py").write_bytes(b"\x00\x01")
+    (folder / "latin.py").write_bytes("é".encode("latin-1"))
+    (folder / "large.py").write_bytes(b"x = 1\n" * 1_750_000)
+    for location, message in {
+        folder / "absent.py:1:1": "no such file",
+        f"{folder}:1:1": "is a folder, not a file",
+        f"{source}": "is not a location; write FILE:LINE:COL",
+        f"{source}:2": "is not a location; write FILE:LINE:COL",
+        f"{source}:99:1": "has 11 lines; there is no line 99",
+        f"{source}:0:1": "there is no line 0",
+        f"{source}:2:99": "line 2 has 23 characters; the cursor can be in columns 1 to 24",
+        f"{source}:2:9-2:3": "the span ends before it starts",
+        f"{folder}/binary.py:1:1": "is a binary file",
+        f"{folder}/latin.py:1:1": "is not UTF-8 text (byte 0)",
+        f"{folder}/large.py:1:1": "has 10.0 MiB; files over 5 MiB are not filled",
+    }.items():
+        assert run("fill", location) == 2
+        assert message in error_line(capsys)
+
+
+def test_bad_models(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could not be done: one line with the remedy or the reason, status 1, the file untouched."""
+    location = f"{source}:2:12"
+
+    def broken(name: str) -> Path:
+        copy = tmp_path / name
+        copy.mkdir()
+        for file in checkpoint.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        return copy
+
+    no_tokenizer, truncated, other = broken("a"), broken("b"), broken("c")
+    (no_tokenizer / "tokenizer.json").unlink()
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    for model, message in {
+        tmp_path / "nowhere": "no such checkpoint folder",
+        tmp_path: "is not a checkpoint: it has no config.json",
+        no_tokenizer: "has no tokenizer.json",
+        truncated: "is damaged or cut short",
+        other: "unsupported architecture: model_type is 'llama'",
+    }.items():
+        assert run("fill", location, "--model", model, "--write") == 1
+        assert message in error_line(capsys)
+        assert source.read_text() == SAMPLE
+    assert run("fill", location, "--model", checkpoint, "--device", "cuda:9") == 1
+    assert "device 'cuda:9' cannot be used" in error_line(capsys)
+    assert run("fill", location, "--model", checkpoint, "--dtype", "int3") == 1
+    assert "got 'int3'" in error_line(capsys)
+
+
+def test_no_torch(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without torch the line says how to install it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run("fill", f"{source}:2:12") == 1
+    assert "pip install 'torch" in error_line(capsys)
+
+
+def test_unwritable_file_keeps_its_content(
+    checkpoint: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A disk that is full at the last moment costs the fill, not the file."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fdopen", full)
+    statuses = set()
+    for seed in range(20):
+        location = f"{source}:2:12-3:1"
+        statuses.add(run("fill", location, "--model", checkpoint, "--write", "--seed", seed))
+        if 2 in statuses:
+            break
+    assert 2 in statuses
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert source.read_text() == SAMPLE
+    assert [path.name for path in source.parent.iterdir()] == ["sample.py"]
+
+
+def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown options and two transports at once are usage errors."""
+    assert run("fill") == 2
+    assert run("fill", "x.py:1:1", "--steps", "0") == 2
+    assert run("serve", "--tcp", "--ws") == 2
+    assert "choose one of --stdio, --tcp and --ws" in capsys.readouterr().err
+
+
+def test_doctor(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It tells versions, device, model and a fill; with a broken model it says so and returns 1."""
+    assert run("doctor", "--model", checkpoint) == 0
+    shown = capsys.readouterr().out
+    for part in ("python", "torch", "cpu in float32", "strategy markers", "passes in", "works"):
+        assert part in shown
+    assert run("doctor", "--model", tmp_path) == 1
+    assert "it has no config.json" in " ".join(capsys.readouterr().out.split())
+
+
+def test_demo(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It fills every hole of the sample and says how many are as their author had them."""
+    assert run("demo", "--model", checkpoint) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("the author had written:") == 6
+    assert "6 holes filled, " in shown
+    assert "«" not in shown
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dgemma_lsp, dgemma_engine",
+        "from dgemma_lsp.cli import main; main(['--help'])",
+        "from dgemma_lsp.cli import main; main(['serve', '--help'])",
+        "import dgemma_lsp.server",
+    ],
+)
+def test_torch_is_not_imported_needlessly(statement: str) -> None:
+    """Importing the package, the help, and the server's start do without torch."""
+    program = f"""
+import sys
+try:
+    {statement}
+except SystemExit:
+    pass
+found = {{"torch", "triton", "numpy", "tokenizers"}} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
