@@ -1,8 +1,9 @@
 """Document text, and the one place that converts Position <-> character offset.
 
 LSP ends a line at \\n, \\r\\n or \\r and nowhere else; `str.splitlines`, which pygls uses, also
-ends it at form feeds, U+2028 and seven more, so one such character shifts every later edit. The second half
-of this module mends pygls's documents with the first half. It knows nothing of holes or syntax.
+ends it at form feeds, U+2028 and seven more, so one such character shifts every later edit. The
+second half of this module mends pygls's documents with the first half. It knows nothing of holes or
+syntax.
 """
 
 from __future__ import annotations

@@ -13,12 +13,11 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dgemma_engine.types import InfillEngine
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
-from pygls.server import ServerErrors
 
 from . import __version__, transport
 from .document import DocumentSnapshot, Encoding, ExactWorkspace
@@ -27,6 +26,9 @@ from .fill import Filler
 from .rpc import ExactProtocol
 from .scheduler import FillScheduler
 from .settings import Settings, read_settings
+
+if TYPE_CHECKING:  # pygls has this name for type checkers only
+    from pygls.server import ServerErrors
 
 logger = logging.getLogger(__name__)
 

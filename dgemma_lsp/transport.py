@@ -1,7 +1,8 @@
 """Bytes in, bytes out: stdio, tcp, websockets, one client and then the end.
 
 Framing is read here and not by pygls, which knows `Content-Length` in one spelling only, reads
-stdin on the pool of its handlers and leaves stdout open to every print. `rpc.py` takes the messages.
+stdin on the pool of its handlers and leaves stdout open to every print. `rpc.py` takes the
+messages.
 """
 
 from __future__ import annotations
