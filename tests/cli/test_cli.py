@@ -130,7 +130,7 @@ def test_bad_locations(source: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_bad_models(
     checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It could not be done: one line with the remedy or the reason, status 1, the file untouched."""
+    """It could not be done: one line that says why, status 1, the file untouched."""
     location = f"{source}:2:12"
 
     def broken(name: str) -> Path:

@@ -39,7 +39,7 @@ BASE_TEXT: dict[str, Any] = {
 }
 
 # The text path needs no vision tower, but transformers always builds one: the smallest it takes.
-_TINY_VISION = {
+TINY_VISION = {
     "model_type": "gemma4_vision",
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -64,7 +64,7 @@ def save_oracle(
     torch.manual_seed(seed)
     config = DiffusionGemmaConfig(
         text_config={**BASE_TEXT, **text_config},
-        vision_config=_TINY_VISION,
+        vision_config=TINY_VISION,
         canvas_length=canvas_length,
         image_token_id=250,
         boi_token_id=251,
