@@ -150,7 +150,7 @@ def fill(
     )
     request = dataclasses.replace(request, max_steps=steps)
     engine = dgemma_engine.load_engine(model, device, dtype)
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start], file.text[hole.end :]
     result = _run(engine, request, console, prefix, suffix, watch=watch)
     outcome = postprocess(file.snapshot(), hole, result.text)
@@ -176,7 +176,7 @@ def fill(
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 def demo(model: str, device: str, dtype: str, seed: int) -> None:
     """Fill the holes of a sample file and show the canvas as it settles."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     source = resources.files("dgemma_lsp").joinpath("demo/inventory.py.txt").read_text("utf-8")
     console.print("loading the model ...", style="cyan")
     start = time.monotonic()
@@ -231,7 +231,7 @@ def doctor(model: str, device: str, dtype: str) -> None:
     from .doctor import examine
 
     report = examine(model, device, dtype)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for name, value in report.facts:
         console.print(Text.assemble((f"{name:>12}  ", "cyan"), value), soft_wrap=True)
     if report.problem is not None:

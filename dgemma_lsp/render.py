@@ -12,6 +12,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from .context import to_lf
+
 FILL_STYLE = "bold green"
 _SURE, _LIKELY = 0.9, 0.5  # probabilities, 0 .. 1
 _LINES_AROUND = 4
@@ -35,8 +37,8 @@ def in_place(prefix: str, hole: Text, suffix: str, lines_around: int = _LINES_AR
         suffix: the file after it.
         lines_around: how many lines to show above and below.
     """
-    before = prefix.split("\n")
-    after = suffix.split("\n")
+    before = to_lf(prefix).split("\n")
+    after = to_lf(suffix).split("\n")
     first_line = max(0, len(before) - 1 - lines_around)
     shown = Text("\n".join(before[first_line:]))
     shown.append_text(hole)

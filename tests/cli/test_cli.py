@@ -81,6 +81,17 @@ def test_fill_writes_what_json_says(
     assert source.stat().st_mode & 0o777 == 0o640
 
 
+def test_fill_shows_any_line_break(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file from Windows, or with rich's markup in it, is shown as it reads."""
+    source.write_bytes(b"x = '[bold]'\r\ny = \r\nz = 3\r\n")
+    assert run("fill", f"{source}:2:5", "--model", checkpoint) == 0
+    shown = capsys.readouterr().out
+    assert "1 \u2502 x = '[bold]'\n" in shown
+    assert "3 \u2502 z = 3\n" in shown
+
+
 def test_fill_repeats_for_a_seed(
     checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
