@@ -87,8 +87,6 @@ def clamp_logits(logits: Tensor, token_ids: Tensor, hole_mask: Tensor) -> Tensor
     return torch.where(hole_mask[..., None], logits, certain)
 
 
-# --- the layout of our own models ---------------------------------------------------------------
-
 PAD_ID = special_tokens.SPECIAL_TOKENS.index(special_tokens.PAD)
 BOS_ID = special_tokens.SPECIAL_TOKENS.index(special_tokens.BOS)
 EOM_ID = special_tokens.SPECIAL_TOKENS.index(special_tokens.EOM)

@@ -1,6 +1,6 @@
 """The engine: a request in, a fill out.
 
-    InfillRequest -> InfillPlan (strategies.py) -> encode what is new -> denoise -> InfillResult
+    InfillRequest -> InfillPlan (strategies/) -> encode what is new -> denoise -> InfillResult
 
 Owns the model, the tokenizer and the prefix cache. Knows no files except the checkpoint's.
 """

@@ -31,7 +31,8 @@ from dgemma_engine.denoise import denoise
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.masks import encoder_mask
 from dgemma_engine.special_tokens import LANGUAGE_TAGS
-from dgemma_engine.strategies import MarkerLayout, heal, last_tokens, token_mask
+from dgemma_engine.strategies.markers import MarkerLayout
+from dgemma_engine.strategies.plan import heal, last_tokens, token_mask
 from dgemma_engine.tokenizer import Tokenizer
 from tokenizers import Tokenizer as TokenizerBackend
 from torch import Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dgemma_engine import CheckpointError
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
-from dgemma_engine.strategies import heal, last_tokens
+from dgemma_engine.strategies.plan import heal, last_tokens
 from dgemma_engine.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st

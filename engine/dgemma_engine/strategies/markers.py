@@ -1,0 +1,117 @@
+"""Our own models: markers and suffix are clamped, the text ends in an end-of-middle.
+
+The layout is the one of `canvas.py`, which training builds its rows with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..canvas import EOM_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..special_tokens import LANGUAGE_TAGS
+from ..tokenizer import Tokenizer
+from ..types import HoleKind, InfillRequest
+from .plan import InfillPlan, continuing, cut_to_kind, heal, last_tokens, not_text, token_mask
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerLayout:
+    """What a checkpoint of ours was trained on; the "layout" part of its `infill_config.json`.
+
+    Attributes:
+        canvas_lengths: C, ascending.
+        hole_lengths: slots of a hole, ascending; a hole takes the smallest that suffices.
+        line_tokens: slots wanted for the rest of a line.
+        block_tokens: slots wanted for anything longer.
+        prefix_tokens: longest prefix.
+        suffix_tokens: longest suffix that the encoder reads; the canvas holds the head of it again.
+    """
+
+    canvas_lengths: tuple[int, ...] = (32, 64, 128)
+    hole_lengths: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96)
+    line_tokens: int = 32
+    block_tokens: int = 64
+    prefix_tokens: int = 320
+    suffix_tokens: int = 64
+
+    @classmethod
+    def from_json(cls, infill_config: Mapping[str, Any]) -> MarkerLayout:
+        """Read the "layout" part.
+
+        Raises:
+            CheckpointError: an unknown key.
+        """
+        values = dict(infill_config.get("layout", {}))
+        for name in ("canvas_lengths", "hole_lengths"):
+            if name in values:
+                values[name] = tuple(sorted(values[name]))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CheckpointError(f"infill_config.json: layout: {error}") from error
+
+    def hole_length(self, kind: HoleKind, max_tokens: int) -> int:
+        """Slots for a hole: room for the kind's usual text, or `max_tokens`, and an end mark."""
+        usual = self.line_tokens if kind is HoleKind.LINE else self.block_tokens
+        wanted = min(max_tokens + 1, usual)
+        return next((size for size in self.hole_lengths if size >= wanted), self.hole_lengths[-1])
+
+    def canvas_length(self, hole_length: int) -> int:
+        """The smallest canvas that holds the hole and as much suffix again, else the largest."""
+        wanted = 2 * hole_length
+        return next(
+            (size for size in self.canvas_lengths if size >= wanted), self.canvas_lengths[-1]
+        )
+
+
+class MarkerStrategy:
+    """In-painting with markers: [mid] hole [suf] suffix, all but the hole clamped.
+
+    The hole is longer than its text; the model writes the text, an end-of-middle, and padding, and
+    so decides the length itself.
+    """
+
+    name = "markers"
+    end_token_ids: tuple[int, ...] = (EOM_ID, PAD_ID)
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        layout: MarkerLayout,
+        device: torch.device,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self._device = device
+        self._vocab_size = config.vocab_size
+        self._banned = not_text(tokenizer, config, self.end_token_ids, device)
+        line_breaks = token_mask(tokenizer.ids_containing(b"\n"), config.vocab_size, device)
+        self._banned_in_line = self._banned | line_breaks
+
+    def plan(self, request: InfillRequest) -> InfillPlan:
+        tokenizer, layout = self._tokenizer, self._layout
+        prefix_ids = last_tokens(tokenizer, tokenizer.encode(request.prefix), layout.prefix_tokens)
+        prefix_ids, healed = heal(tokenizer, prefix_ids)
+        suffix_ids = tokenizer.encode(request.suffix)[: layout.suffix_tokens]
+        tag = LANGUAGE_TAGS.get(request.language_id)
+        tag_id = tokenizer.token_id(tag) if tag is not None else None
+        hole_length = layout.hole_length(request.kind, request.max_tokens)
+        token_ids, hole = marked_canvas(hole_length, suffix_ids, layout.canvas_length(hole_length))
+        is_line = request.kind is HoleKind.LINE
+        canvas = Canvas(
+            torch.tensor([token_ids], device=self._device),
+            torch.tensor([hole], device=self._device),
+            banned=self._banned_in_line if is_line else self._banned,
+            first_allowed=continuing(tokenizer, healed, self._vocab_size, self._device),
+        )
+        return InfillPlan(marked_prompt(tag_id, suffix_ids, prefix_ids), canvas, healed)
+
+    def cut(self, text: str, request: InfillRequest) -> str:
+        return cut_to_kind(text, request.kind)

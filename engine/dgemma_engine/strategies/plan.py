@@ -1,0 +1,114 @@
+"""What a strategy makes of a request, and what all strategies do alike at the edges of a hole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..canvas import Canvas
+from ..config import ModelConfig
+from ..tokenizer import Tokenizer
+from ..types import HoleKind, InfillRequest
+
+
+@dataclass(frozen=True, slots=True)
+class InfillPlan:
+    """What to run for a request.
+
+    Attributes:
+        prompt_ids: for the encoder.
+        canvas: (N, C), one row, or one row per candidate length.
+        healed: bytes of the prefix that the first token repeats; not part of the fill.
+        may_continue: further open canvases may follow if this one does not end.
+    """
+
+    prompt_ids: list[int]
+    canvas: Canvas
+    healed: bytes = b""
+    may_continue: bool = False
+
+
+class InfillStrategy(Protocol):
+    """Turns a request into a plan, and the tokens that came out into text."""
+
+    name: str
+    end_token_ids: tuple[int, ...]  # a hole's text ends before the first of these
+
+    def plan(self, request: InfillRequest) -> InfillPlan:
+        """Build the prompt and the canvas.
+
+        Raises:
+            ContextTooLong: the context cannot be cut to what the model reads.
+        """
+        ...
+
+    def cut(self, text: str, request: InfillRequest) -> str:
+        """Cut decoded text to the shape of the hole."""
+        ...
+
+
+def token_mask(token_ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
+    """(V,) bool, True at the given ids."""
+    mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    mask[torch.tensor(list(token_ids), dtype=torch.int64, device=device)] = True
+    return mask
+
+
+def not_text(
+    tokenizer: Tokenizer, config: ModelConfig, end_token_ids: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """(V,) bool: special tokens but the ends, and embedding rows that no token belongs to."""
+    specials = [index for index in tokenizer.special_ids if index not in end_token_ids]
+    unused = range(tokenizer.vocab_size, config.vocab_size)
+    return token_mask([*specials, *unused], config.vocab_size, device)
+
+
+def heal(tokenizer: Tokenizer, token_ids: list[int]) -> tuple[list[int], bytes]:
+    """Take back the last token before the cursor, which may be the start of a longer one.
+
+    The first token of the hole then has to begin with the bytes taken back.
+
+    Returns:
+        the remaining ids, and the bytes taken back (empty if none were).
+    """
+    last = tokenizer.token_bytes(token_ids[-1]) if token_ids else b""
+    return (token_ids[:-1], last) if last else (token_ids, b"")
+
+
+def continuing(
+    tokenizer: Tokenizer, healed: bytes, vocab_size: int, device: torch.device
+) -> Tensor | None:
+    """(V,) bool, the tokens that continue what healing took back; None if it took nothing."""
+    if not healed:
+        return None
+    return token_mask(tokenizer.ids_starting_with(healed), vocab_size, device)
+
+
+def last_tokens(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[int]:
+    """The end of a prefix, from a start that stays put while text is typed behind it.
+
+    Dropping exactly what is too much would move every token at each keystroke and leave nothing of
+    the cache. The start therefore moves by a quarter of the limit at a time, then to a line start.
+    """
+    if len(token_ids) <= limit:
+        return token_ids
+    chunk = max(1, limit // 4)
+    start = -(-(len(token_ids) - limit) // chunk) * chunk
+    for index in range(start, min(start + chunk, len(token_ids))):
+        if tokenizer.token_bytes(token_ids[index]).startswith(b"\n"):
+            return token_ids[index:]
+    return token_ids[start:]
+
+
+def cut_to_kind(text: str, kind: HoleKind) -> str:
+    """Cut text to the shape of the hole: a line ends at a line break, a block holds whole lines."""
+    if kind is HoleKind.LINE:
+        return re.split(r"[\r\n]", text, maxsplit=1)[0]
+    if kind is HoleKind.BLOCK:
+        return text.rstrip()
+    return text
