@@ -1,0 +1,159 @@
+"""A client of raw JSON-RPC over a server's pipes, and its own model of a document.
+
+Independent of the product: framing, positions and text edits are written here once more, so that the
+tests compare two pieces of work.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from typing import Any
+
+TIMEOUT = 60.0  # seconds; generous, a busy machine loads torch slowly
+
+
+class RpcError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["message"])
+        self.code: int = error["code"]
+        self.data = error.get("data")
+
+
+class RawClient:
+    """One server process and one conversation. Messages are plain dictionaries."""
+
+    def __init__(self, *command: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self.notifications: list[dict[str, Any]] = []
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._incoming: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._next_id = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, method: str, params: Any) -> int:
+        """Send a request and return its id."""
+        self._next_id += 1
+        self._write({"id": self._next_id, "method": method, "params": params})
+        return self._next_id
+
+    def wait(self, request_id: int) -> Any:
+        """The result of a request. Requests of the server are answered with null meanwhile.
+
+        Raises:
+            RpcError: the server answered with an error.
+        """
+        while request_id not in self._answers:
+            message = self._incoming.get(timeout=TIMEOUT)
+            assert message is not None, "the server ended before it answered"
+            if "method" not in message:
+                assert message["id"] not in self._answers, "answered twice"
+                self._answers[message["id"]] = message
+            elif "id" in message:
+                self._write({"id": message["id"], "result": None})
+            else:
+                self.notifications.append(message)
+        answer = self._answers[request_id]
+        if "error" in answer:
+            raise RpcError(answer["error"])
+        return answer["result"]
+
+    def request(self, method: str, params: Any) -> Any:
+        """Send a request and wait for its result."""
+        return self.wait(self.send(method, params))
+
+    def notify(self, method: str, params: Any) -> None:
+        self._write({"method": method, "params": params})
+
+    def initialize(self, encoding: str = "utf-16", **capabilities: Any) -> dict[str, Any]:
+        """Shake hands, offering one position encoding."""
+        general = {"positionEncodings": [encoding]}
+        result: dict[str, Any] = self.request(
+            "initialize",
+            {
+                "processId": None,
+                "rootUri": None,
+                "capabilities": {"general": general, **capabilities},
+            },
+        )
+        self.notify("initialized", {})
+        return result
+
+    def open(self, uri: str, text: str) -> None:
+        item = {"uri": uri, "languageId": "python", "version": 1, "text": text}
+        self.notify("textDocument/didOpen", {"textDocument": item})
+
+    def change(self, uri: str, version: int, changes: list[dict[str, Any]]) -> None:
+        document = {"uri": uri, "version": version}
+        params = {"textDocument": document, "contentChanges": changes}
+        self.notify("textDocument/didChange", params)
+
+    def close(self) -> int:
+        """Shut down in good order and return the exit status."""
+        self.request("shutdown", None)
+        self.notify("exit", None)
+        return self.process.wait(timeout=TIMEOUT)
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        body = json.dumps({"jsonrpc": "2.0", **message}).encode()
+        self.process.stdin.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        self.process.stdin.flush()
+
+    def _read(self) -> None:
+        stream = self.process.stdout
+        assert stream is not None
+        try:
+            while header := stream.readline():
+                length = 0
+                while header.strip():
+                    name, _, value = header.partition(b":")
+                    if name.lower() == b"content-length":
+                        length = int(value)
+                    header = stream.readline()
+                self._incoming.put(json.loads(stream.read(length)))
+        except ValueError:
+            pass  # closed by the test
+        self._incoming.put(None)
+
+
+def units(text: str, encoding: str) -> int:
+    """Length of a text in the code units of a position encoding."""
+    if encoding == "utf-32":
+        return len(text)
+    if encoding == "utf-8":
+        return len(text.encode())
+    return sum(2 if ord(character) > 0xFFFF else 1 for character in text)
+
+
+def position(text: str, offset: int, encoding: str) -> dict[str, int]:
+    """LSP position of a character offset, found by walking the text from its start."""
+    line, line_start, index = 0, 0, 0
+    while index < offset:
+        step = 2 if text.startswith("\r\n", index) else 1
+        if text[index] in "\r\n":
+            if index + step > offset:
+                break  # between the two halves of a separator: the end of the line
+            line, line_start = line + 1, index + step
+        index += step
+    return {"line": line, "character": units(text[line_start:index], encoding)}

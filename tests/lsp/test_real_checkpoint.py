@@ -1,0 +1,152 @@
+"""The shipped model behind the real command, as an editor uses it: `dgemma-lsp serve` over stdio.
+
+Asserts behaviour, not the quality of the text, which is the model's card's subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .json_rpc import RawClient, RpcError, position
+
+URI = "file:///sample.py"
+TEXT = (
+    "import os\n\n\ndef read(path):\n    with open(path) as file:\n        return \n\n\n"
+    "print('😋', read(os.path.join('a', 'b')))\n"
+)
+CAPABILITIES = {
+    "textDocument": {
+        "inlineCompletion": {},
+        "codeAction": {
+            "codeActionLiteralSupport": {"codeActionKind": {"valueSet": ["refactor.rewrite"]}},
+            "dataSupport": True,
+            "resolveSupport": {"properties": ["edit"]},
+        },
+    },
+    "workspace": {"workspaceEdit": {"documentChanges": True}},
+}
+REQUEST_CANCELLED, CONTENT_MODIFIED = -32800, -32801
+
+
+@pytest.fixture
+def client() -> Iterator[RawClient]:
+    with RawClient("-m", "dgemma_lsp", "serve", "--stdio") as started:
+        started.initialize(**CAPABILITIES)
+        started.open(URI, TEXT)
+        yield started
+
+
+def at(offset: int, text: str = TEXT) -> dict[str, int]:
+    return position(text, offset, "utf-16")
+
+
+def document(**more: Any) -> dict[str, Any]:
+    return {"textDocument": {"uri": URI}, **more}
+
+
+def inline_items(client: RawClient, offset: int, text: str = TEXT) -> list[dict[str, Any]]:
+    params = document(position=at(offset, text), context={"triggerKind": 1})
+    items: list[dict[str, Any]] = client.request("textDocument/inlineCompletion", params)["items"]
+    return items
+
+
+def actions(client: RawClient, start: int, end: int) -> list[dict[str, Any]]:
+    span = {"start": at(start), "end": at(end)}
+    params = document(range=span, context={"diagnostics": []})
+    listed: list[dict[str, Any]] = client.request("textDocument/codeAction", params)
+    return listed
+
+
+def apply(edit: dict[str, Any], text: str) -> str:
+    """Apply a versioned edit of one place."""
+    (change,) = edit["documentChanges"]
+    assert change["textDocument"] == {"uri": URI, "version": 1}
+    (piece,) = change["edits"]
+    start, end = (
+        next(i for i in range(len(text) + 1) if at(i, text) == piece["range"][side])
+        for side in ("start", "end")
+    )
+    return text[:start] + piece["newText"] + text[end:]
+
+
+def test_a_hole_is_filled_and_typing_goes_on(client: RawClient) -> None:
+    """Open, complete, edit, complete again: one-line ranges at the cursor, the same each time."""
+    cursor = TEXT.index("return ") + len("return ")
+    items = inline_items(client, cursor)
+    assert items == inline_items(client, cursor)
+    assert items, "the shipped model proposes something here"
+    (item,) = items
+    assert item["insertText"].strip()
+    assert item["range"] == {"start": at(cursor), "end": at(cursor)}
+
+    typed = "f"
+    edited = TEXT[:cursor] + typed + TEXT[cursor:]
+    span = {"start": at(cursor), "end": at(cursor)}
+    client.change(URI, 2, [{"range": span, "text": typed}])
+    for item in inline_items(client, cursor + 1, edited):
+        assert item["range"]["start"]["line"] == item["range"]["end"]["line"] == 5
+    assert client.close() == 0
+
+
+def test_code_actions_are_resolved_and_applied(client: RawClient) -> None:
+    """Fill at the cursor and refill of a selection: an edit of that place and no other."""
+    cursor = TEXT.index("return ") + len("return ")
+    (fill,) = actions(client, cursor, cursor)
+    assert fill["title"] == "Fill here"
+    assert "edit" not in fill
+    resolved = client.request("codeAction/resolve", fill)
+    filled = apply(resolved["edit"], TEXT)
+    assert filled != TEXT
+    assert filled.startswith(TEXT[:cursor])
+    assert filled.endswith(TEXT[cursor:])
+
+    start = TEXT.index("os.path.join")
+    end = TEXT.index("))\n", start)
+    (refill,) = actions(client, start, end)
+    assert refill["title"] == "Refill selection"
+    refilled = apply(client.request("codeAction/resolve", refill)["edit"], TEXT)
+    assert refilled.startswith(TEXT[:start])
+    assert refilled.endswith(TEXT[end:])
+    assert client.close() == 0
+
+
+def test_an_action_of_an_older_text_is_refused(client: RawClient) -> None:
+    """What was offered before an edit is not applied after it."""
+    (fill,) = actions(client, 0, 0)
+    client.change(URI, 2, [{"text": TEXT + "\n"}])
+    with pytest.raises(RpcError, match="ask for the action again") as caught:
+        client.request("codeAction/resolve", fill)
+    assert caught.value.code == CONTENT_MODIFIED
+    assert client.close() == 0
+
+
+def test_cancelling_is_answered_and_the_next_request_works(client: RawClient) -> None:
+    """Every request is answered once, cancelled or done, and the engine goes on."""
+    cursor = TEXT.index("return ") + len("return ")
+    expected = inline_items(client, cursor)
+    context = {"triggerKind": 2}
+    params = document(position=at(cursor), context=context)
+    ids = [client.send("textDocument/inlineCompletion", params) for _ in range(10)]
+    for request_id in ids:
+        client.notify("$/cancelRequest", {"id": request_id})
+    outcomes = set()
+    for request_id in ids:
+        try:
+            client.wait(request_id)
+            outcomes.add("done")
+        except RpcError as error:
+            assert error.code == REQUEST_CANCELLED
+            outcomes.add("cancelled")
+    assert "cancelled" in outcomes
+    assert expected == inline_items(client, cursor)
+    assert client.close() == 0
+
+
+def test_shutdown_does_not_wait_for_a_fill(client: RawClient) -> None:
+    """Shutting down in the middle of a fill ends the process in good order."""
+    params = document(position=at(60), context={"triggerKind": 1})
+    client.send("textDocument/inlineCompletion", params)
+    assert client.close() == 0
