@@ -16,10 +16,11 @@ from importlib import resources
 from typing import Any
 
 import click
-import dgemma_engine
-from dgemma_engine import DGemmaError, DraftStep, InfillEngine, InfillRequest, InfillResult
 from rich.console import Console
 from rich.text import Text
+
+import dgemma_engine
+from dgemma_engine import DGemmaError, DraftStep, InfillEngine, InfillRequest, InfillResult
 
 from . import __version__
 from .context import ContextBudget, build_request

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from dgemma_engine import DraftStep, DraftToken, InfillResult
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+
+from dgemma_engine import DraftStep, DraftToken, InfillResult
 
 from .context import to_lf
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from dgemma_engine.types import InfillEngine
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
+
+from dgemma_engine.types import InfillEngine
 
 from . import __version__, transport
 from .document import DocumentSnapshot, Encoding, ExactWorkspace

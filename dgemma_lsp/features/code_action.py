@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dgemma_engine.errors import DGemmaError
 from lsprotocol import converters, types
 from pygls.exceptions import JsonRpcContentModified, JsonRpcInvalidParams
+
+from dgemma_engine.errors import DGemmaError
 
 from ..convert import to_workspace_edit
 from ..hole import select_hole, selection_hole

@@ -10,9 +10,10 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lsprotocol import types
+
 from dgemma_engine.errors import DGemmaError
 from dgemma_engine.types import HoleKind
-from lsprotocol import types
 
 from ..convert import to_inline_completion_item
 from ..document import DocumentSnapshot

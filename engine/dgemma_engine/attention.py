@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from dgemma_kernels import attention, rms_norm, rope
 from torch import Tensor, nn
+
+from dgemma_kernels import attention, rms_norm, rope
 
 from .config import LayerConfig, ModelConfig
 from .layers import RMSNorm

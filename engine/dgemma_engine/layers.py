@@ -6,8 +6,9 @@ Thin holders of parameters, named as the checkpoint names them; the arithmetic i
 from __future__ import annotations
 
 import torch
-from dgemma_kernels import gated_mlp, moe_experts, rms_norm
 from torch import Tensor, nn
+
+from dgemma_kernels import gated_mlp, moe_experts, rms_norm
 
 from .config import ModelConfig
 

@@ -23,6 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer as TokenizerBackend
+from torch import Tensor
+
 from dgemma_engine import HoleKind, InfillRequest
 from dgemma_engine.attention import build_rotary
 from dgemma_engine.cache import KVCache
@@ -34,8 +37,6 @@ from dgemma_engine.special_tokens import LANGUAGE_TAGS
 from dgemma_engine.strategies.markers import MarkerLayout
 from dgemma_engine.strategies.plan import heal, last_tokens, token_mask
 from dgemma_engine.tokenizer import Tokenizer
-from tokenizers import Tokenizer as TokenizerBackend
-from torch import Tensor
 
 from .corpus import read_documents
 from .documents import TokenizedDocument, tokenize

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dgemma_engine.attention
 import torch
 from torch import Tensor
+
+import dgemma_engine.attention
 
 _CHUNK_ROWS = 256
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS
 

@@ -14,10 +14,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from dgemma_engine.canvas import PAD_ID, clamp_logits
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
-from torch import Tensor, nn
 
 from .fast_cpu import softcapped_cross_entropy
 from .rows import Batch

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+
 from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.special_tokens import EOS, PAD, SPECIAL_TOKENS
-from safetensors.torch import save_file
 
 from .corpus import licence_table
 from .evaluate import score_table

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from dgemma_engine.canvas import (
     EOM_ID,
     EXACT_ID,
@@ -22,8 +25,6 @@ from dgemma_engine.canvas import (
     marked_target,
 )
 from dgemma_engine.special_tokens import EOS, LANGUAGE_TAGS
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from .documents import TokenizedDocument
 from .masks import joint_mask

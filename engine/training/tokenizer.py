@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from dgemma_engine.special_tokens import SPECIAL_TOKENS
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from dgemma_engine.special_tokens import SPECIAL_TOKENS
 
 from .corpus import read_documents
 

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.multiprocessing
-from dgemma_engine.config import ModelConfig
-from dgemma_engine.model import DiffusionGemma
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from dgemma_engine.config import ModelConfig
+from dgemma_engine.model import DiffusionGemma
 
 from .corpus import read_documents
 from .documents import tokenize

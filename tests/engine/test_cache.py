@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from dgemma_engine import ContextTooLong, RequestError
 from dgemma_engine.cache import PrefixCache
 from dgemma_engine.model import DiffusionGemma

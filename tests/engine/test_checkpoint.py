@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from dgemma_engine import CheckpointError, ConfigError, EngineUnavailable, load_engine, load_model
 from dgemma_engine.config import ModelConfig
-from safetensors.torch import load_file, save_file
 
 from .tiny import build_model, config_json, save_checkpoint
 

@@ -7,6 +7,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from dgemma_engine import CancellationToken, Cancelled, ConfigError, StopReason
 from dgemma_engine.canvas import Canvas
 from dgemma_engine.config import SamplerConfig
@@ -15,8 +18,6 @@ from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.sampler import accept
 from dgemma_engine.schedule import min_accepted, temperature
 from dgemma_engine.stopping import StableAndConfident, StableText
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from .tiny import build_model
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dgemma_engine import (
     CancellationToken,
     Cancelled,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from dgemma_engine.masks import encoder_mask
 
 CASES = {

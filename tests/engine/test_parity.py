@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from dgemma_engine import load_model
-from dgemma_engine.config import SamplerConfig
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
+
+from dgemma_engine import load_model
+from dgemma_engine.config import SamplerConfig
 
 from .oracle import FULL, SLIDING, save_oracle
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
 from dgemma_engine import HoleKind, InfillRequest, load_engine, load_model
 from dgemma_engine.infill import CHECKPOINTS_FOLDER, DEFAULT_CHECKPOINT, DiffusionEngine
 from dgemma_engine.tokenizer import Tokenizer
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from .oracle import TINY_VISION
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dgemma_engine import CheckpointError
-from dgemma_engine.special_tokens import SPECIAL_TOKENS
-from dgemma_engine.strategies.plan import heal, last_tokens
-from dgemma_engine.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
+
+from dgemma_engine import CheckpointError
+from dgemma_engine.special_tokens import SPECIAL_TOKENS
+from dgemma_engine.strategies.plan import heal, last_tokens
+from dgemma_engine.tokenizer import Tokenizer
 
 from .tiny import build_tokenizer
 

@@ -1,7 +1,7 @@
 """A client of raw JSON-RPC over a server's pipes, and its own model of a document.
 
-Independent of the product: framing, positions and text edits are written here once more, so that the
-tests compare two pieces of work.
+Independent of the product: framing, positions and text edits are written here once more, so that
+the tests compare two pieces of work.
 """
 
 from __future__ import annotations

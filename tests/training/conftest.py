@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import training
 from training.corpus import Document
 from training.documents import tokenize

@@ -3,6 +3,7 @@
 import zipfile
 
 import pytest
+
 from training import corpus
 
 BODY = "".join(f"def function_{i}(argument):\n    return argument + {i}\n\n\n" for i in range(40))

@@ -1,6 +1,7 @@
 """Who sees whom in a training row, drawn as truth tables."""
 
 import torch
+
 from training.masks import joint_mask
 
 

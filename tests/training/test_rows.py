@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+
 from dgemma_engine.canvas import EOM_ID, EXACT_ID, MID_ID, PAD_ID, PRE_ID, SUF_ID
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.model import DiffusionGemma

@@ -1,6 +1,7 @@
 """The tokenizer keeps every text, and its pieces are the ones the engine's cuts rely on."""
 
 import pytest
+
 from dgemma_engine.special_tokens import LANGUAGE_TAGS, SPECIAL_TOKENS
 from training.tokenizer import train_tokenizer
 

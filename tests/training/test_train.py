@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+
 from dgemma_engine import InfillRequest, load_engine, load_model
 from dgemma_kernels import attention
 from training.fast_cpu import masked_attention, softcapped_cross_entropy
