@@ -72,7 +72,7 @@ class CanvasView:
         self._console = console
         self._prefix = prefix
         self._suffix = suffix
-        self._live = Live(console=console, auto_refresh=False)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> CanvasView:
         if self._console.is_terminal:
