@@ -302,11 +302,13 @@ class RowSource:
             window = self._suffix(document.text, span[1], window_size)
             if cut < _MIN_PREFIX_TOKENS or not 0 < len(middle) <= length // 4 or not window:
                 continue
+            header = marked_prompt(self._tag_id, window, [])
+            most = length - len(header) - len(middle) - 1  # prefix tokens that there is room for
+            if most < _MIN_PREFIX_TOKENS:
+                continue
             break
         else:
             return None
-        header = marked_prompt(self._tag_id, window, [])
-        most = length - len(header) - len(middle) - 1  # prefix tokens that there is room for
         wanted = cut - int(rng.integers(_MIN_PREFIX_TOKENS, most + 1))
         start = self._settle(rng, document, wanted, cut - _MIN_PREFIX_TOKENS)
         text = document.token_ids[start:cut].tolist() + middle

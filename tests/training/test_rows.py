@@ -97,6 +97,14 @@ def test_corruption_never_touches_clamped_tokens(source):
         assert 0.1 < float((level == 1.0).float().mean()) < 0.35
 
 
+@pytest.mark.parametrize("length", [96, 128, 256])
+def test_rows_of_any_length_can_be_drawn(source, length):
+    """A long suffix window and a long middle leave room for a prefix, or are drawn again."""
+    for step in range(60):
+        batch = source.batch(3, step, MIXTURE, 2, length, sliding_window=512)
+        assert batch.num_document_tokens == length
+
+
 def test_batches_depend_on_seed_and_step_alone(source):
     """The same step gives the same batch, another step another one."""
     first, again, other = (
