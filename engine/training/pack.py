@@ -42,7 +42,7 @@ INFILL_CONFIG: dict[str, Any] = {
         "hole_lengths": sorted({size for sizes in HOLE_LENGTHS.values() for size in sizes}),
         "line_tokens": 32,
         "block_tokens": 64,
-        "prefix_tokens": 256,
+        "prefix_tokens": 320,
         "suffix_tokens": 64,
     },
 }
@@ -66,8 +66,10 @@ def write_weights(state: dict[str, Any], weights: str, path: Path) -> int:
 
 
 def pack(run: Path, corpus: Path, out: Path, weights: str, scores: Path | None) -> None:
-    """Write the checkpoint folder."""
+    """Write the checkpoint folder. Lines of `notes.txt` in the run's folder go into the card."""
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    if (run / "notes.txt").exists():
+        state["notes"] = (run / "notes.txt").read_text(encoding="utf-8").splitlines()
     out.mkdir(parents=True, exist_ok=True)
     num_parameters = write_weights(state, weights, out / "model.safetensors")
     _write_json(state["config"], out / "config.json")
@@ -121,6 +123,9 @@ def build_card(
         parts.append("Not evaluated.\n")
     else:
         parts += [_SCORES_HEAD, score_table(results), _examples(results)]
+    notes = state.get("notes", [])
+    if notes:
+        parts.append("## About this run\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     parts += [_CARD_LIMITS, licence_table(statistics)]
     return "\n".join(parts)
 
@@ -151,10 +156,11 @@ no suffix, and is told where to stop.
 
 _CARD_LIMITS = """## Limits
 
-Python only; other languages have tags in the vocabulary and nothing behind them. Trained on 256 to
-512 tokens of context, so more than that is cut. It knows no API by heart. Words that it has not
-seen in the context are put together from fragments. Do not leave it switched on as it is: show a
-suggestion only when its confidence is high.
+Python only; other languages have tags in the vocabulary and nothing behind them. Trained on rows of
+256 and 512 tokens, so it reads at most 320 tokens before the hole and 64 behind it. It knows no API
+by heart, and puts words that the context does not hold together from fragments. Beyond the first
+token or two, slots filled at the same time seldom fit each other. Do not leave it switched on as it
+is: show a suggestion only when its confidence is high.
 
 ## Training data and licences
 
