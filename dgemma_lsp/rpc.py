@@ -156,6 +156,18 @@ class ExactProtocol(LanguageServerProtocol):
             logger.error("a request failed", exc_info=error)
             self._refuse(msg_id, JsonRpcInternalError("internal error; the server's log has more"))
 
+    def _handle_response(
+        self, msg_id: MsgId, result: Any = None, error: types.ResponseError | None = None
+    ) -> None:
+        """Take the client's answer, unless what asked for it has been cancelled meanwhile."""
+        asked = self._request_futures.get(msg_id)
+        if not isinstance(asked, Future):
+            logger.warning("an answer to no request of ours")
+        elif asked.done():
+            del self._request_futures[msg_id]
+        else:
+            super()._handle_response(msg_id, result, error)
+
     @builtin_feature(types.INITIALIZE)
     def lsp_initialize(
         self, params: types.InitializeParams

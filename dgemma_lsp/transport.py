@@ -50,7 +50,10 @@ async def converse(
     """
     protocol.set_writer(writer, include_headers)
     async for body in messages:
-        protocol.receive(body)
+        try:
+            protocol.receive(body)
+        except Exception:
+            logger.exception("a message was dropped")
         if protocol.exit_code is not None:
             break
         # A handler's first step sees the document as it was at its place in the stream.

@@ -11,6 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 TIMEOUT = 60.0  # seconds; generous, a busy machine loads torch slowly
@@ -26,7 +27,14 @@ class RpcError(Exception):
 
 
 class RawClient:
-    """One server process and one conversation. Messages are plain dictionaries."""
+    """One server process and one conversation. Messages are plain dictionaries.
+
+    Attributes:
+        notifications: of the server, in their order.
+        answers: of the server, by the id of the request; None where it could not be read.
+        handlers: method of a request of the server -> what makes its result from its params; the
+            others get null.
+    """
 
     def __init__(self, *command: str) -> None:
         self.process = subprocess.Popen(
@@ -36,7 +44,8 @@ class RawClient:
             stderr=subprocess.DEVNULL,
         )
         self.notifications: list[dict[str, Any]] = []
-        self._answers: dict[int, dict[str, Any]] = {}
+        self.handlers: dict[str, Callable[[Any], Any]] = {}
+        self.answers: dict[int | None, dict[str, Any]] = {}
         self._incoming: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._next_id = 0
         threading.Thread(target=self._read, daemon=True).start()
@@ -48,25 +57,34 @@ class RawClient:
         return self._next_id
 
     def wait(self, request_id: int) -> Any:
-        """The result of a request. Requests of the server are answered with null meanwhile.
+        """The result of a request. Requests of the server are answered meanwhile.
 
         Raises:
             RpcError: the server answered with an error.
         """
-        while request_id not in self._answers:
-            message = self._incoming.get(timeout=TIMEOUT)
-            assert message is not None, "the server ended before it answered"
-            if "method" not in message:
-                assert message["id"] not in self._answers, "answered twice"
-                self._answers[message["id"]] = message
-            elif "id" in message:
-                self._write({"id": message["id"], "result": None})
-            else:
-                self.notifications.append(message)
-        answer = self._answers[request_id]
+        while request_id not in self.answers:
+            self.take(self._incoming.get(timeout=TIMEOUT))
+        answer = self.answers[request_id]
         if "error" in answer:
             raise RpcError(answer["error"])
         return answer["result"]
+
+    def take(self, message: dict[str, Any] | None) -> None:
+        """Sort one message of the server in."""
+        assert message is not None, "the server ended before it answered"
+        if "method" not in message:
+            assert message["id"] not in self.answers, "answered twice"
+            self.answers[message["id"]] = message
+        elif "id" in message:
+            handler = self.handlers.get(message["method"], lambda params: None)
+            self._write({"id": message["id"], "result": handler(message["params"])})
+        else:
+            self.notifications.append(message)
+
+    def take_until(self, is_enough: Callable[[], bool]) -> None:
+        """Sort messages in until a condition holds."""
+        while not is_enough():
+            self.take(self._incoming.get(timeout=TIMEOUT))
 
     def request(self, method: str, params: Any) -> Any:
         """Send a request and wait for its result."""
@@ -115,9 +133,12 @@ class RawClient:
                 stream.close()
 
     def _write(self, message: dict[str, Any]) -> None:
+        self.write(json.dumps({"jsonrpc": "2.0", **message}).encode())
+
+    def write(self, body: bytes, header: bytes = b"Content-Length") -> None:
+        """Write one frame, whatever is in it."""
         assert self.process.stdin is not None
-        body = json.dumps({"jsonrpc": "2.0", **message}).encode()
-        self.process.stdin.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        self.process.stdin.write(b"%b: %d\r\n\r\n%b" % (header, len(body), body))
         self.process.stdin.flush()
 
     def _read(self) -> None:
