@@ -8,11 +8,13 @@ messages.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -91,11 +93,33 @@ async def _read_headers(reader: asyncio.StreamReader) -> int | None:
             return length
 
 
+def _run(serving: Coroutine[Any, Any, int]) -> int:
+    """Run to the end; Ctrl-C cancels it between two steps.
+
+    Python 3.10 would raise KeyboardInterrupt in the middle of whatever runs, and may lose it there.
+
+    Raises:
+        KeyboardInterrupt: after everything was cancelled.
+    """
+
+    async def interruptible() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        with contextlib.suppress(NotImplementedError):  # Windows raises it in the ordinary way
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        return await serving
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
 def run_stdio(protocol: ExactProtocol) -> int:
     """Serve over stdin and stdout; whatever else prints to stdout lands on stderr."""
     stdin_fd, stdout_fd = _take_over_stdio()
     with os.fdopen(stdout_fd, "wb") as stdout:
-        return asyncio.run(_serve_stdio(protocol, stdin_fd, _StreamWriter(stdout)))
+        return _run(_serve_stdio(protocol, stdin_fd, _StreamWriter(stdout)))
 
 
 async def _serve_stdio(protocol: ExactProtocol, stdin_fd: int, writer: _StreamWriter) -> int:
@@ -165,7 +189,7 @@ class _StreamWriter:
 
 def run_tcp(protocol: ExactProtocol, host: str, port: int) -> int:
     """Serve the first client that connects to a socket; port 0 takes a free one and logs it."""
-    return asyncio.run(_serve_tcp(protocol, host, port))
+    return _run(_serve_tcp(protocol, host, port))
 
 
 async def _serve_tcp(protocol: ExactProtocol, host: str, port: int) -> int:
@@ -200,7 +224,7 @@ def run_ws(protocol: ExactProtocol, host: str, port: int) -> int:
 
     A web page may connect only if it was itself loaded from this machine.
     """
-    return asyncio.run(_serve_ws(protocol, host, port))
+    return _run(_serve_ws(protocol, host, port))
 
 
 async def _serve_ws(protocol: ExactProtocol, host: str, port: int) -> int:
