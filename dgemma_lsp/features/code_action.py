@@ -6,6 +6,7 @@ wait for it there, else by the command in `command.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from .command import COMMAND, can_apply_edits
 
 if TYPE_CHECKING:
     from ..server import DGemmaServer
+
+logger = logging.getLogger(__name__)
 
 KIND = types.CodeActionKind.RefactorRewrite
 
@@ -127,6 +130,11 @@ async def compute_edit(server: DGemmaServer, target: FillTarget) -> types.Worksp
     except DGemmaError as error:
         server.tell(types.MessageType.Error, str(error))
         raise RequestFailed(str(error)) from error
+    except Exception as error:
+        logger.exception("a fill that was asked for failed")
+        message = f"the fill failed ({type(error).__name__}); the server's log has more"
+        server.tell(types.MessageType.Error, message)
+        raise RequestFailed(message) from error
     if isinstance(text, Rejection):
         server.tell(types.MessageType.Info, f"nothing was filled in: {text.detail}")
         return None

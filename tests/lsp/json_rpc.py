@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 TIMEOUT = 60.0  # seconds; generous, a busy machine loads torch slowly
 
@@ -32,21 +32,23 @@ class RawClient:
     Attributes:
         notifications: of the server, in their order.
         answers: of the server, by the id of the request; None where it could not be read.
+        stray: what was read where only headers may be.
         handlers: method of a request of the server -> what makes its result from its params; the
             others get null.
     """
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
         )
         self.notifications: list[dict[str, Any]] = []
         self.handlers: dict[str, Callable[[Any], Any]] = {}
         self.answers: dict[int | None, dict[str, Any]] = {}
         self._incoming: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.stray = b""
         self._next_id = 0
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -72,6 +74,7 @@ class RawClient:
     def take(self, message: dict[str, Any] | None) -> None:
         """Sort one message of the server in."""
         assert message is not None, "the server ended before it answered"
+        assert not self.stray, "something else than LSP is in the stream"
         if "method" not in message:
             assert message["id"] not in self.answers, "answered twice"
             self.answers[message["id"]] = message
@@ -93,8 +96,10 @@ class RawClient:
     def notify(self, method: str, params: Any) -> None:
         self._write({"method": method, "params": params})
 
-    def initialize(self, encoding: str = "utf-16", **capabilities: Any) -> dict[str, Any]:
-        """Shake hands, offering one position encoding."""
+    def initialize(
+        self, encoding: str = "utf-16", options: Any = None, **capabilities: Any
+    ) -> dict[str, Any]:
+        """Shake hands, offering one position encoding; `options` are the initializationOptions."""
         general = {"positionEncodings": [encoding]}
         result: dict[str, Any] = self.request(
             "initialize",
@@ -102,6 +107,7 @@ class RawClient:
                 "processId": None,
                 "rootUri": None,
                 "capabilities": {"general": general, **capabilities},
+                "initializationOptions": options,
             },
         )
         self.notify("initialized", {})
@@ -151,6 +157,8 @@ class RawClient:
                     name, _, value = header.partition(b":")
                     if name.lower() == b"content-length":
                         length = int(value)
+                    elif name.lower() != b"content-type":
+                        self.stray += header
                     header = stream.readline()
                 self._incoming.put(json.loads(stream.read(length)))
         except ValueError:
