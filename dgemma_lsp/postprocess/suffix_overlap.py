@@ -21,7 +21,8 @@ def trim_suffix_overlap(snapshot: DocumentSnapshot, hole: Hole, text: str) -> st
     _, line_end = snapshot.lines.bounds(snapshot.lines.line_at(hole.end))
     rest_of_line = snapshot.text[hole.end : line_end]
     if rest_of_line.strip():
-        trimmed = _trim_rest_of_line(text, rest_of_line)
+        before = snapshot.text[max(0, hole.start - 1) : hole.start]
+        trimmed = _trim_rest_of_line(before, text, rest_of_line)
     else:
         head_start = snapshot.lines.bounds(snapshot.lines.line_at(hole.start))[0]
         head = snapshot.text[head_start : hole.start]
@@ -31,12 +32,13 @@ def trim_suffix_overlap(snapshot: DocumentSnapshot, hole: Hole, text: str) -> st
     return trimmed
 
 
-def _trim_rest_of_line(text: str, rest: str) -> str:
+def _trim_rest_of_line(before: str, text: str, rest: str) -> str:
+    """Drop the end of the fill that begins the rest of the line, but no part of a word."""
     for length in range(min(len(text), len(rest)), 0, -1):
         if not text.endswith(rest[:length]):
             continue
         kept = text[:-length]
-        splits_a_word = _is_word(kept[-1:]) and _is_word(rest[0])
+        splits_a_word = _is_word((before + kept)[-1:]) and _is_word(rest[0])
         if not splits_a_word and _num_unmatched(kept) <= _num_unmatched(text):
             return kept
     return text
