@@ -5,10 +5,16 @@ Asserts behaviour, not the quality of the text, which is the model's card's subj
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import pytest_lsp
+from lsprotocol import types
+from pygls.exceptions import JsonRpcException
+from pytest_lsp import ClientServerConfig, LanguageClient, client_capabilities
 
 from .json_rpc import RawClient, RpcError, position
 
@@ -153,3 +159,59 @@ def test_shutdown_does_not_wait_for_a_fill(client: RawClient) -> None:
     params = document(position=at(60), context={"triggerKind": 1})
     client.send("textDocument/inlineCompletion", params)
     assert client.close() == 0
+
+
+@pytest_lsp.fixture(
+    config=ClientServerConfig(server_command=[sys.executable, "-m", "dgemma_lsp", "serve"])
+)
+async def visual_studio_code(lsp_client: LanguageClient):
+    capabilities = client_capabilities("visual_studio_code")
+    assert capabilities.text_document is not None
+    capabilities.text_document.inline_completion = types.InlineCompletionClientCapabilities()
+    lsp_client.feature(types.CLIENT_REGISTER_CAPABILITY)(lambda params: None)
+    await lsp_client.initialize_session(types.InitializeParams(capabilities=capabilities))
+    yield
+    await lsp_client.shutdown_session()
+
+
+async def test_the_main_job_as_a_recorded_client_does_it(
+    visual_studio_code: LanguageClient,
+) -> None:
+    """With pytest-lsp: open, edit, complete, list, resolve, cancel, complete again."""
+    client = visual_studio_code
+    item = types.TextDocumentItem(URI, "python", 1, TEXT)
+    client.text_document_did_open(types.DidOpenTextDocumentParams(item))
+    cursor = TEXT.index("return ") + len("return ")
+    place = types.Position(**at(cursor))
+    document = types.VersionedTextDocumentIdentifier(2, URI)
+    typed = types.TextDocumentContentChangePartial(types.Range(place, place), "f")
+    client.text_document_did_change(types.DidChangeTextDocumentParams(document, [typed]))
+
+    behind = types.Position(place.line, place.character + 1)
+    completion = types.InlineCompletionParams(
+        types.InlineCompletionContext(types.InlineCompletionTriggerKind.Automatic), document, behind
+    )
+    (offered,) = (await client.text_document_inline_completion_async(completion)).items
+    assert offered.range == types.Range(behind, behind)
+
+    listing = types.CodeActionParams(
+        document, types.Range(behind, behind), types.CodeActionContext(diagnostics=[])
+    )
+    (action,) = await client.text_document_code_action_async(listing) or []
+    assert isinstance(action, types.CodeAction)
+    resolved = await client.code_action_resolve_async(action)
+    assert resolved.edit is not None
+    (edited,) = resolved.edit.document_changes or []
+    assert isinstance(edited, types.TextDocumentEdit)
+    (edit,) = edited.edits
+    assert isinstance(edit, types.TextEdit)
+    assert edit.new_text == offered.insert_text, "the same hole, the same seed, the same text"
+
+    asked = asyncio.ensure_future(client.text_document_inline_completion_async(completion))
+    await asyncio.sleep(0)
+    (message_id,) = client.protocol._request_futures
+    client.cancel_request(types.CancelParams(message_id))
+    with pytest.raises(JsonRpcException):
+        await asked
+    again = await client.text_document_inline_completion_async(completion)
+    assert [offered] == list(again.items)
