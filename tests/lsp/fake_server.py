@@ -3,7 +3,7 @@
     python fake_server.py [ANSWER [NUM_PASSES [PASS_SECONDS]]]
 
 Every fill is ANSWER. One request more than the product has: `test/state` tells the text of a
-document and what the engine was asked.
+document, what the engine was asked, and how many messages are still being worked on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main(answer: str = "answer", num_passes: str = "2", pass_seconds: str = "0")
             "text": server.snapshot(uri).text if uri else None,
             "num_requests": len(engine.requests),
             "num_cancelled": engine.num_cancelled,
+            "num_futures": len(server.protocol._request_futures),
         }
 
     status = transport.run_stdio(server.protocol)

@@ -180,6 +180,16 @@ def test_headers_in_another_spelling(client: RawClient) -> None:
     assert_alive(client)
 
 
+def test_messages_are_forgotten_when_they_are_done(client: RawClient) -> None:
+    """A long session keeps nothing of its keystrokes and requests."""
+    client.open(URI, "")
+    for version in range(2, 102):
+        client.change(URI, version, [{"text": "x" * version}])
+        client.request("textDocument/inlineCompletion", INLINE)
+    assert client.request("test/state", {"uri": None})["num_futures"] == 0
+    assert client.close() == 0
+
+
 def test_requests_at_the_wrong_time() -> None:
     """Before initialize, a second initialize, after shutdown: each is answered as such."""
     with RawClient(SERVER) as client:
