@@ -81,11 +81,16 @@ class DGemmaServer(LanguageServer):
 
     async def settled_settings(self) -> Settings:
         """The settings, once the client had its chance to send them."""
-        try:
-            await asyncio.wait_for(self.settings_read.wait(), _SETTINGS_WAIT)
-        except asyncio.TimeoutError:
-            self.settings_read.set()
-            logger.warning("the client did not answer workspace/configuration")
+        if not self.settings_read.is_set():
+            # Not wait_for: before Python 3.12 it may swallow the cancellation of a request.
+            reading = asyncio.ensure_future(self.settings_read.wait())
+            try:
+                await asyncio.wait([reading], timeout=_SETTINGS_WAIT)
+            finally:
+                reading.cancel()
+            if not self.settings_read.is_set():
+                self.settings_read.set()
+                logger.warning("the client did not answer workspace/configuration")
         return self.settings
 
     def set_base_settings(self, raw: object) -> None:
