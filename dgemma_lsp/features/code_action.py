@@ -138,7 +138,11 @@ async def compute_edit(server: DGemmaServer, target: FillTarget) -> types.Worksp
     if isinstance(text, Rejection):
         server.tell(types.MessageType.Info, f"nothing was filled in: {text.detail}")
         return None
-    _check_version(snapshot.version, server.snapshot(target.uri).version)
+    now = server.snapshot(target.uri)
+    _check_version(snapshot.version, now.version)
+    if snapshot.text != now.text:
+        # Closed and opened again: versions begin anew.
+        raise JsonRpcContentModified("the document was reopened; ask for the action again")
     versioned = _takes_versions(server.client_capabilities)
     return to_workspace_edit(snapshot, hole, text, server.encoding, versioned=versioned)
 
