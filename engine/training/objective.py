@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma_engine.canvas import PAD_ID, clamp_logits
+from dgemma_engine.canvas import HOLE_START, PAD_ID, clamp_logits
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
 
@@ -42,12 +42,12 @@ class Corruption:
     Attributes:
         token_ids: (B, T) int64, the batch's with noise in the holes.
         is_corrupted: (B, N) bool, slots whose token was redrawn (perhaps as itself).
-        noise_level: (B, N) float32, t of the slot's canvas.
+        is_pure: (B, N) bool, slots of canvases that are nothing but noise.
     """
 
     token_ids: Tensor
     is_corrupted: Tensor
-    noise_level: Tensor
+    is_pure: Tensor
 
 
 def corrupt(
@@ -55,26 +55,41 @@ def corrupt(
     vocab_size: int,
     noise: Noise,
     pure_noise_share: float,
+    front_noise_share: float,
     generator: torch.Generator,
 ) -> Corruption:
-    """Redraw every hole slot with its canvas' probability t, over the whole vocabulary.
+    """Redraw hole slots, over the whole vocabulary.
+
+    Three kinds of canvas: nothing but noise; clean up to a slot and noise from there on, as fills
+    whose first slots were accepted; and every slot redrawn with the canvas' probability t.
 
     Args:
         batch: clean.
         vocab_size: V.
         noise: what replaces a token.
-        pure_noise_share: of the canvases, t = 1; the others have t from U(0.001, 1).
+        pure_noise_share: of the canvases, those of the first kind.
+        front_noise_share: of the canvases, those of the second kind, whose front is drawn from
+            0 .. text slots. The others have t from U(0.001, 1).
         generator: of all draws, on the batch's device.
     """
     device = batch.token_ids.device
     shape = tuple(batch.hole_mask.shape)
     num_canvases = int(batch.canvas_index.max()) + 1 if shape[1] else 1
-    levels = torch.rand(2, shape[0], num_canvases, generator=generator, device=device)
-    noise_level = _LEAST_NOISE + (1.0 - _LEAST_NOISE) * levels[0]
-    noise_level = torch.where(levels[1] < pure_noise_share, 1.0, noise_level)
-    noise_level = noise_level.gather(1, batch.canvas_index)  # (B, N)
-    draws = torch.rand(shape, generator=generator, device=device)
-    is_corrupted = batch.hole_mask & (draws < noise_level)
+    draws = torch.rand(2, shape[0], num_canvases, generator=generator, device=device)
+    level = _LEAST_NOISE + (1.0 - _LEAST_NOISE) * draws[0]
+    level = level.gather(1, batch.canvas_index)  # (B, N)
+    kind = draws[1].gather(1, batch.canvas_index)
+    is_pure = kind < pure_noise_share
+    has_front = ~is_pure & (kind < pure_noise_share + front_noise_share)
+    is_text = batch.hole_mask & (batch.token_ids[:, batch.is_canvas] != PAD_ID)
+    num_text = torch.zeros(draws.shape[1:], device=device)
+    num_text = num_text.scatter_add(1, batch.canvas_index, is_text.float())
+    # The level is a share of the slots in both kinds: how many are noise.
+    front = ((1.0 - level) * (num_text.gather(1, batch.canvas_index) + 1.0)).floor()
+    is_behind_front = batch.slot_index - HOLE_START >= front
+    is_redrawn = torch.rand(shape, generator=generator, device=device) < level
+    is_redrawn = torch.where(has_front, is_behind_front, is_redrawn)
+    is_corrupted = batch.hole_mask & (is_pure | is_redrawn)
     redrawn = torch.randint(0, vocab_size, shape, generator=generator, device=device)
     if noise == "hybrid":
         absorbed = torch.rand(shape, generator=generator, device=device) < _ABSORBING_SHARE
@@ -82,7 +97,7 @@ def corrupt(
     token_ids = batch.token_ids.clone()
     clean = token_ids[:, batch.is_canvas]
     token_ids[:, batch.is_canvas] = torch.where(is_corrupted, redrawn, clean)
-    return Corruption(token_ids, is_corrupted, noise_level)
+    return Corruption(token_ids, is_corrupted, is_pure)
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,8 @@ class Losses:
     """Means over a batch, in nats; NaN where the batch has nothing of the kind.
 
     `canvas` is what is trained. The others part it: `t1` text slots of pure noise, `first` the
-    first of them, `noisy` corrupted text slots of t < 1, `clean` text slots left alone, `pad`
-    padding slots that were corrupted.
+    first of them, `noisy` corrupted text slots of the other canvases, `clean` text slots left
+    alone, `pad` padding slots that were corrupted.
     """
 
     total: Tensor
@@ -154,8 +169,8 @@ def compute_losses(
     canvas, losses = _cross_entropy(model, hidden[:, batch.is_canvas][slots], target)
     is_text = target != PAD_ID
     is_corrupted = corruption.is_corrupted[slots]
-    is_pure = corruption.noise_level[slots] == 1.0
-    is_first = batch.slot_index[slots] == 1
+    is_pure = corruption.is_pure[slots]
+    is_first = batch.slot_index[slots] == HOLE_START
 
     def mean(where: Tensor) -> float:
         return float(losses[where].mean())

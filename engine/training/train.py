@@ -78,6 +78,8 @@ class Options:
         self_conditioning: share of steps with a first pass.
         pure_noise: share of canvases that are nothing but noise. All of them are in steps without
             self-conditioning: so begins every fill, and no later pass is like it.
+        front_noise: share of canvases that are clean up to a slot and noise behind it, the state of
+            a fill that settles from its start.
         muon_lr, adam_lr, clip, ema: the optimisers'.
         seed: of everything.
     """
@@ -93,6 +95,7 @@ class Options:
     decay_share: float = 0.35
     self_conditioning: float = 0.5
     pure_noise: float = 0.2
+    front_noise: float = 0.4
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     clip: float = 1.0
@@ -209,7 +212,10 @@ class Trainer:
         pure_noise = 0.0
         if not self_condition:
             pure_noise = min(1.0, options.pure_noise / max(1e-9, 1.0 - options.self_conditioning))
-        corruption = corrupt(batch, self.config.vocab_size, options.noise, pure_noise, generator)
+        front_noise = min(options.front_noise, 1.0 - pure_noise)
+        corruption = corrupt(
+            batch, self.config.vocab_size, options.noise, pure_noise, front_noise, generator
+        )
         conditioning: Tensor | None = None
         if self_condition and batch.hole_mask.any():
             with self._autocast(), cpu_attention(self.device):
