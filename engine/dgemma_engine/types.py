@@ -23,13 +23,22 @@ class HoleKind(str, Enum):
     SELECTION = "selection"  # text that was there is replaced: nothing is known about its shape
 
 
+class Decoder(str, Enum):
+    """How a hole's tokens are found, with the same weights."""
+
+    AUTO = "auto"  # the one that the checkpoint's own measurements name for this kind of hole
+    DIFFUSION = "diffusion"  # all slots at once, in a few passes over the canvas
+    LEFT_TO_RIGHT = "left_to_right"  # by the encoder, a token a pass, the suffix in its prompt
+
+
 class StopReason(str, Enum):
-    """Why denoising ended."""
+    """Why a decoder ended."""
 
     CONVERGED = "converged"  # stable and confident, the checkpoint's own criterion
     STABLE = "stable"  # the text up to its end mark did not change any more
     MAX_STEPS = "max_steps"
     DEADLINE = "deadline"  # the best draft so far was taken
+    END = "end"  # the end mark or the end of the line came (left to right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,9 @@ class InfillRequest:
         kind: what the hole is (`HoleKind`).
         language_id: LSP language identifier, "python".
         max_tokens: longest fill, in tokens, >= 1.
+        num_tokens: exact length of the fill, where the caller knows it; None lets the model decide.
+            Counted from the last token edge before the hole.
+        decoder: how (`Decoder`).
         seed: of the noise; the same request and seed give the same fill on the same machine.
         max_steps: denoising steps at most; None takes the checkpoint's own number.
         deadline: `time.monotonic()` seconds after which the draft at hand is returned, or None.
@@ -55,6 +67,8 @@ class InfillRequest:
     kind: HoleKind = HoleKind.LINE
     language_id: str = "plaintext"
     max_tokens: int = 64
+    num_tokens: int | None = None
+    decoder: Decoder = Decoder.AUTO
     seed: int = 0
     max_steps: int | None = None
     deadline: float | None = None
@@ -62,6 +76,10 @@ class InfillRequest:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.num_tokens is not None and not 1 <= self.num_tokens <= self.max_tokens:
+            raise RequestError(
+                f"num_tokens must be in 1 .. max_tokens ({self.max_tokens}), got {self.num_tokens}"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise RequestError(f"max_steps must be at least 1, got {self.max_steps}")
         if not 0 <= self.seed < 2**63:
