@@ -23,6 +23,7 @@ from .errors import (
 # Requests and results
 from .types import (
     CancellationToken,
+    Decoder,
     DraftStep,
     DraftToken,
     EngineInfo,
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigError",
     "ContextTooLong",
     "DGemmaError",
+    "Decoder",
     "DraftStep",
     "DraftToken",
     "EngineInfo",

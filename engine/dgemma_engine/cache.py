@@ -91,8 +91,18 @@ class KVCache:
         start = 0
         if self._config.layers[layer_index].is_sliding:
             start = max(0, self._length - (self._config.sliding_window - 1))
-        keys = self._keys[layer_index][:, :, start : self._length]
-        values = self._values[layer_index][:, :, start : self._length]
+        return self._read(layer_index, start, self._length, batch_size)
+
+    def prefix(self, layer_index: int, length: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch_size, G, length, K) of the first `length` tokens, views."""
+        assert 0 <= length <= self._length, (length, self._length)
+        return self._read(layer_index, 0, length, batch_size)
+
+    def _read(
+        self, layer_index: int, start: int, end: int, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        keys = self._keys[layer_index][:, :, start:end]
+        values = self._values[layer_index][:, :, start:end]
         if self.batch_size != batch_size:
             assert self.batch_size == 1, (self.batch_size, batch_size)
             keys = keys.expand(batch_size, -1, -1, -1)
@@ -124,15 +134,33 @@ class PrefixCache:
 
         The cache is valid until the next call. If encoding fails half-way, what was valid stays so.
         """
+        cache, shared = self._keep_shared(token_ids)
+        rest = list(token_ids[shared:])
+        if rest:
+            self._model.prefill(torch.tensor([rest], device=self._model.device), cache)
+            self._token_ids.extend(rest)
+        return cache, shared
+
+    def next_token_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Encode what differs of `token_ids`, at least the last one: (V,) logits of what follows.
+
+        The cache is that of `token_ids` then.
+        """
+        cache, shared = self._keep_shared(token_ids[:-1])
+        rest = list(token_ids[shared:])
+        logits = self._model.next_token_logits(
+            torch.tensor([rest], device=self._model.device), cache
+        )
+        self._token_ids.extend(rest)
+        return logits[0]
+
+    def _keep_shared(self, token_ids: Sequence[int]) -> tuple[KVCache, int]:
+        """Cut the cache back to what it shares with `token_ids`, and say how much that is."""
         shared = _shared_length(self._token_ids, token_ids)
         if self._cache is None:
             self._cache = self._model.new_cache(batch_size=1)
         self._cache.truncate(shared)
         del self._token_ids[shared:]
-        rest = list(token_ids[shared:])
-        if rest:
-            self._model.prefill(torch.tensor([rest], device=self._model.device), self._cache)
-            self._token_ids.extend(rest)
         return self._cache, shared
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from .types import (
     CancellationToken,
+    Decoder,
     DraftStep,
     DraftToken,
     EngineInfo,
@@ -24,7 +25,8 @@ from .types import (
 class FakeEngine:
     """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
-    Keeps every request it was given in `requests`, and how many were cancelled in `num_cancelled`.
+    Claims `confidence` for all of its text. Keeps every request it was given in `requests`, and how
+    many were cancelled in `num_cancelled`.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class FakeEngine:
         *,
         num_passes: int = 4,
         pass_seconds: float = 0.0,
+        confidence: float = 1.0,
     ) -> None:
         self._answer = answer
         self._num_passes = num_passes
         self._pass_seconds = pass_seconds
+        self._confidence = confidence
         self.requests: list[InfillRequest] = []
         self.num_cancelled = 0
 
@@ -70,7 +74,11 @@ class FakeEngine:
             text=text,
             token_ids=(),
             token_confidences=(),
+            token_ends=(len(text),),
+            prefix_confidences=(self._confidence,),
+            confidence=self._confidence,
             mean_entropy=0.0,
+            decoder=Decoder.DIFFUSION,
             num_passes=num_passes,
             num_cached_tokens=0,
             num_context_tokens=0,

@@ -8,8 +8,11 @@ Owns the model, the tokenizer and the prefix cache. Knows no files except the ch
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +24,15 @@ from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs, read_json
 from .config import SamplerConfig
 from .denoise import DenoisingStep, denoise
-from .errors import CheckpointError
+from .errors import CheckpointError, RequestError
+from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
 from .model import DiffusionGemma
 from .stopping import StableAndConfident, StableText, StoppingCriterion
 from .strategies import InfillPlan, InfillStrategy, choose_strategy
 from .tokenizer import Tokenizer
 from .types import (
     CancellationToken,
+    Decoder,
     DraftStep,
     DraftToken,
     EngineInfo,
@@ -45,6 +50,7 @@ DEFAULT_CHECKPOINT = "fill-4m"
 _SINGLE_THREAD_PARAMETERS = 16_000_000
 # Candidate lengths that are denoised to the end after the first pass has ranked them all.
 _NUM_REFINED_LENGTHS = 2
+_LEAST_PROBABILITY = 1e-30
 
 
 def build_engine(
@@ -85,6 +91,15 @@ class _Draft(NamedTuple):
     entropies: list[float]
     accepted: list[bool]
     has_ended: bool
+
+
+class _Fill(NamedTuple):
+    """What a decoder came to; `chain` is None where nothing can read it from left to right."""
+
+    draft: _Draft
+    num_passes: int
+    stop_reason: StopReason
+    chain: Chain | None
 
 
 class DiffusionEngine:
@@ -132,16 +147,101 @@ class DiffusionEngine:
     ) -> InfillResult:
         start = time.monotonic()
         plan = self.strategy.plan(request)
+        decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
+        if decoder is Decoder.LEFT_TO_RIGHT and plan.rules is None:
+            raise RequestError(
+                f"strategy {self.strategy.name!r} cannot decode left to right; "
+                "ask for the decoder 'diffusion' or 'auto'"
+            )
         if cancel is not None:
             cancel.raise_if_cancelled()
         cache, num_cached = self._prefix_cache.encode(plan.prompt_ids)
         encode_ms = (time.monotonic() - start) * 1000
+        if decoder is Decoder.LEFT_TO_RIGHT:
+            fill = self._write(plan, request, on_step, cancel)
+        else:
+            fill = self._diffuse(cache, plan, request, on_step, cancel)
+        total_ms = (time.monotonic() - start) * 1000
+        token_ids = fill.draft.token_ids[: request.max_tokens]
+        confidences = fill.draft.confidences[: len(token_ids)]
+        entropies = fill.draft.entropies[: max(1, len(token_ids))]
+        text = self._text(token_ids, plan, request)
+        chances = [math.log(max(value, _LEAST_PROBABILITY)) for value in confidences]
+        end = 0.0
+        if fill.chain is not None:
+            chances = list(fill.chain.log_probabilities[: len(token_ids)])
+            end = fill.chain.end_log_probability
+        chain = list(itertools.accumulate(chances))
+        return InfillResult(
+            text=text,
+            token_ids=tuple(token_ids),
+            token_confidences=tuple(confidences),
+            token_ends=tuple(self._token_ends(token_ids, plan, text)),
+            prefix_confidences=tuple(map(math.exp, chain)),
+            confidence=math.exp((chain[-1] if chain else 0.0) + end),
+            mean_entropy=sum(entropies) / len(entropies),
+            decoder=decoder,
+            num_passes=fill.num_passes,
+            num_cached_tokens=num_cached,
+            num_context_tokens=len(plan.prompt_ids),
+            timings=Timings(encode_ms, total_ms - encode_ms, total_ms),
+            stop_reason=fill.stop_reason,
+        )
+
+    # --- left to right ---
+
+    def _write(
+        self,
+        plan: InfillPlan,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        cancel: CancellationToken | None,
+    ) -> _Fill:
+        assert plan.rules is not None
+        reason = StopReason.END
+        num_passes, draft = 0, _Draft([], [], [0.0], [], has_ended=False)
+        chain = Chain((), (), 0.0)
+        for chain in decode_left_to_right(
+            self._prefix_cache,
+            plan.prompt_ids,
+            plan.rules,
+            request.max_tokens,
+            request.num_tokens,
+            cancel,
+        ):
+            confidences = [math.exp(value) for value in chain.log_probabilities]
+            # The entropy of two outcomes, this token and any other: a lower bound of the true one.
+            entropies = [_binary_entropy(value) for value in confidences] or [0.0]
+            has_written = len(chain.token_ids) > len(draft.token_ids)
+            draft = _Draft(
+                list(chain.token_ids), confidences, entropies, [True] * len(confidences), True
+            )
+            num_passes += 1
+            if on_step is not None and has_written:
+                on_step(self._show(num_passes - 1, request.max_tokens, draft, plan, request))
+            if request.deadline is not None and time.monotonic() >= request.deadline:
+                reason = StopReason.DEADLINE
+                break
+        if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
+            reason = StopReason.MAX_STEPS
+        return _Fill(draft, num_passes, reason, chain)
+
+    # --- diffusion ---
+
+    def _diffuse(
+        self,
+        cache: KVCache,
+        plan: InfillPlan,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        cancel: CancellationToken | None,
+    ) -> _Fill:
         config = self.model.sampler_defaults
         if request.max_steps is not None:
             config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
         generator = torch.Generator(self.model.device).manual_seed(request.seed)
         canvas, num_passes = plan.canvas, 0
-        if canvas.token_ids.shape[0] > 1:
+        if plan.rules is None and canvas.token_ids.shape[0] > 1:
             canvas = self._rank_lengths(cache, canvas, config, generator, cancel)
             num_passes += 1
 
@@ -152,36 +252,36 @@ class DiffusionEngine:
                 self.model, cache, canvas, config, generator, self._criteria(config), cancel
             ):
                 num_passes += 1
-                draft = _join(done, self._read(last, canvas))
                 if on_step is not None:
-                    on_step(self._show(last, draft, plan, request, config))
+                    shown = _join(done, self._read(last, canvas, _surest_row(last, canvas)))
+                    on_step(self._show(last.step, config.max_denoising_steps, shown, plan, request))
                 reason = last.stop_reason or reason
                 if request.deadline is not None and time.monotonic() >= request.deadline:
                     reason = StopReason.DEADLINE if last.stop_reason is None else reason
                     break
             assert last is not None  # there is at least one step
-            done = draft
+            if plan.rules is not None:
+                drafts = [self._read(last, canvas, row) for row in range(len(canvas.token_ids))]
+                draft, chain = self._choose(cache, plan, plan.rules, drafts)
+                return _Fill(draft, num_passes, reason, chain)
+            done = _join(done, self._read(last, canvas, _surest_row(last, canvas)))
             is_full = len(done.token_ids) >= request.max_tokens or reason is StopReason.DEADLINE
             if done.has_ended or is_full or not plan.may_continue:
-                break
+                return _Fill(done, num_passes, reason, None)
             cache, _ = self._prefix_cache.encode(plan.prompt_ids + done.token_ids)
             canvas = dataclasses.replace(
                 Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
             )
-        total_ms = (time.monotonic() - start) * 1000
-        num_tokens = min(len(done.token_ids), request.max_tokens)
-        entropies = done.entropies[: max(1, num_tokens)]
-        return InfillResult(
-            text=self._text(done.token_ids[:num_tokens], plan, request),
-            token_ids=tuple(done.token_ids[:num_tokens]),
-            token_confidences=tuple(done.confidences[:num_tokens]),
-            mean_entropy=sum(entropies) / len(entropies),
-            num_passes=num_passes,
-            num_cached_tokens=num_cached,
-            num_context_tokens=len(plan.prompt_ids),
-            timings=Timings(encode_ms, total_ms - encode_ms, total_ms),
-            stop_reason=reason,
-        )
+
+    def _choose(
+        self, cache: KVCache, plan: InfillPlan, rules: CausalRules, drafts: list[_Draft]
+    ) -> tuple[_Draft, Chain]:
+        """The draft that the encoder finds most likely; an empty one only if there is no other."""
+        own = [draft for draft in drafts if draft.token_ids] or drafts[:1]
+        texts = [draft.token_ids for draft in own]
+        chains = read_left_to_right(self.model, cache, plan.prompt_ids, texts, rules)
+        best = max(range(len(own)), key=lambda index: chains[index].log_probability)
+        return own[best], chains[best]
 
     def _criteria(self, config: SamplerConfig) -> list[StoppingCriterion]:
         criteria: list[StoppingCriterion] = [
@@ -206,9 +306,8 @@ class DiffusionEngine:
         best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
         return canvas.select(best)
 
-    def _read(self, step: DenoisingStep, canvas: Canvas) -> _Draft:
-        """The best row's hole, up to its first end token."""
-        row = int(_mean_log_confidence(step, canvas).argmax())
+    def _read(self, step: DenoisingStep, canvas: Canvas, row: int) -> _Draft:
+        """A row's hole, up to its first end token."""
         hole = canvas.hole_mask[row]
         token_ids = step.argmax_canvas[row, hole].tolist()
         length = next(
@@ -229,12 +328,7 @@ class DiffusionEngine:
         )
 
     def _show(
-        self,
-        step: DenoisingStep,
-        draft: _Draft,
-        plan: InfillPlan,
-        request: InfillRequest,
-        config: SamplerConfig,
+        self, step: int, max_steps: int, draft: _Draft, plan: InfillPlan, request: InfillRequest
     ) -> DraftStep:
         texts = [self.tokenizer.decode([token_id]) for token_id in draft.token_ids]
         if texts:  # what the first token repeats of the prefix is not part of the draft
@@ -242,12 +336,20 @@ class DiffusionEngine:
             texts[0] = first.decode("utf-8", errors="ignore")
         tokens = tuple(map(DraftToken, texts, draft.confidences, draft.accepted))
         return DraftStep(
-            step=step.step,
-            max_steps=config.max_denoising_steps,
+            step=step,
+            max_steps=max_steps,
             text=self._text(draft.token_ids, plan, request),
             tokens=tokens,
             mean_entropy=sum(draft.entropies) / len(draft.entropies),
         )
+
+    def _token_ends(self, token_ids: list[int], plan: InfillPlan, text: str) -> Iterator[int]:
+        """Where in `text` each token ends; the text's end for what was cut off."""
+        data = b""
+        for token_id in token_ids:
+            data += self.tokenizer.token_bytes(token_id)
+            so_far = data.removeprefix(plan.healed).decode("utf-8", errors="ignore")
+            yield min(len(so_far), len(text))
 
     def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
         text = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
@@ -262,6 +364,15 @@ def _join(done: _Draft, more: _Draft) -> _Draft:
         done.accepted + more.accepted,
         more.has_ended,
     )
+
+
+def _surest_row(step: DenoisingStep, canvas: Canvas) -> int:
+    return int(_mean_log_confidence(step, canvas).argmax())
+
+
+def _binary_entropy(probability: float) -> float:
+    """Nats."""
+    return -sum(p * math.log(p) for p in (probability, 1.0 - probability) if p > 0.0)
 
 
 def _mean_log_confidence(step: DenoisingStep, canvas: Canvas) -> Tensor:

@@ -104,28 +104,41 @@ class DiffusionGemma(nn.Module):
             RequestError: `token_ids` is empty or holds an id outside the vocabulary.
             ContextTooLong: the cache would exceed `max_position_embeddings`.
         """
-        self._check_token_ids(token_ids)
         if cache is None:
             cache = self.new_cache(token_ids.shape[0])
+        self._encode(token_ids, cache, wants_output=False)
+        return cache
+
+    @torch.no_grad()
+    def next_token_logits(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        """Encode tokens as `prefill` does, and say what may follow the last one.
+
+        Args:
+            token_ids: (B, S) int64, S >= 1. Not modified.
+            cache: continued in place.
+        Returns:
+            (B, V) float32, softcapped.
+        Raises:
+            as `prefill`.
+        """
+        hidden = self._encode(token_ids, cache, wants_output=True)
+        return self.logits(hidden[:, -1])
+
+    def _encode(self, token_ids: Tensor, cache: KVCache, *, wants_output: bool) -> Tensor:
+        """Run the encoder and extend the cache; (B, S, D), meaningless unless it is wanted."""
+        self._check_token_ids(token_ids)
         start, num_new = cache.length, token_ids.shape[1]
-        if start + num_new > self.config.max_position_embeddings:
-            raise ContextTooLong(
-                f"{start + num_new} tokens of context exceed the model's "
-                f"{self.config.max_position_embeddings}; shorten the prefix or the suffix"
-            )
+        self._check_length(start + num_new)
         hidden = self._embed(token_ids)
         positions = torch.arange(start, start + num_new, device=token_ids.device)[None]
         rotaries = self._rotaries(positions, hidden.dtype)
-        masks = {
-            True: encoder_mask(start, num_new, self.config.sliding_window, token_ids.device),
-            False: encoder_mask(start, num_new, None, token_ids.device),
-        }
+        masks = self._encoder_masks(start, num_new)
         last_index = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             normed = layer.input_layernorm(hidden)
             rotary = rotaries[layer.config]
-            if index == last_index:  # nothing reads the encoder's output, only its keys and values
+            if index == last_index and not wants_output:  # only its keys and values are read
                 cache.write(index, *layer.self_attn.project_key_value(normed, rotary))
                 break
             query, key, value = layer.self_attn.project(normed, rotary)
@@ -134,7 +147,59 @@ class DiffusionGemma(nn.Module):
             attended = layer.self_attn.attend(query, keys, values, mask)
             hidden = layer.finish(hidden, attended, layer.encoder_layer_scalar)
         cache.advance(num_new)
-        return cache
+        return hidden
+
+    @torch.no_grad()
+    def continuation_logits(self, token_ids: Tensor, cache: KVCache, num_cached: int) -> Tensor:
+        """What the encoder expects after each token of several continuations of one prefix.
+
+        Args:
+            token_ids: (N, S) int64, continuations of the first `num_cached` tokens of the cache.
+            cache: of one row. Only read.
+            num_cached: how much of the cache they continue, >= 0.
+        Returns:
+            (N, S, V) float32, softcapped: entry s is about the token after `token_ids[:, s]`.
+        Raises:
+            as `prefill`.
+        """
+        self._check_token_ids(token_ids)
+        num_rows, num_new = token_ids.shape
+        self._check_length(num_cached + num_new)
+        hidden = self._embed(token_ids)
+        end = num_cached + num_new
+        positions = torch.arange(num_cached, end, device=token_ids.device)[None]
+        rotaries = self._rotaries(positions, hidden.dtype)
+        masks = self._encoder_masks(num_cached, num_new)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            normed = layer.input_layernorm(hidden)
+            query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
+            prefix_keys, prefix_values = cache.prefix(index, num_cached, num_rows)
+            attended = layer.self_attn.attend(
+                query,
+                torch.cat((prefix_keys, key), dim=2),
+                torch.cat((prefix_values, value), dim=2),
+                masks[layer.config.is_sliding],
+            )
+            hidden = layer.finish(hidden, attended, layer.encoder_layer_scalar)
+        return self.logits(hidden)
+
+    def _encoder_masks(self, num_cached: int, num_new: int) -> dict[bool, Tensor]:
+        """By `LayerConfig.is_sliding`."""
+        window = self.config.sliding_window
+        return {
+            is_sliding: encoder_mask(
+                num_cached, num_new, window if is_sliding else None, self.device
+            )
+            for is_sliding in (True, False)
+        }
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_position_embeddings:
+            raise ContextTooLong(
+                f"{length} tokens of context exceed the model's "
+                f"{self.config.max_position_embeddings}; shorten the prefix or the suffix"
+            )
 
     def denoise_logits(
         self, canvas: Tensor, cache: KVCache, self_conditioning_logits: Tensor | None = None

@@ -131,9 +131,15 @@ class InfillResult:
         text: what goes between prefix and suffix.
         token_ids: the fill's tokens, end mark excluded. Where a token was cut by the cursor, the
             first one begins before the hole; `text` does not.
-        token_confidences: the model's probability of each token at the last step, 0 .. 1.
+        token_confidences: the decoder's probability of each token at the last step, 0 .. 1.
+        token_ends: where in `text` each token ends, in characters.
+        prefix_confidences: for each token, how likely the text up to its end is to be exactly
+            right, 0 .. 1, falling. Where the checkpoint's encoder can read the fill, its chain of
+            probabilities; else the product of `token_confidences`, which is too sure.
+        confidence: how likely `text` is to be exactly right and complete.
         mean_entropy: nats, over the fill's tokens at the last step.
-        num_passes: forward passes through the decoder.
+        decoder: which one it was.
+        num_passes: forward passes over the canvas, or over the encoder left to right.
         num_cached_tokens: context tokens that did not have to be encoded again.
         num_context_tokens: context tokens in all.
         timings: wall time.
@@ -143,7 +149,11 @@ class InfillResult:
     text: str
     token_ids: tuple[int, ...]
     token_confidences: tuple[float, ...]
+    token_ends: tuple[int, ...]
+    prefix_confidences: tuple[float, ...]
+    confidence: float
     mean_entropy: float
+    decoder: Decoder
     num_passes: int
     num_cached_tokens: int
     num_context_tokens: int

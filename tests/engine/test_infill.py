@@ -185,7 +185,7 @@ def test_chat_goes_on_over_several_canvases(tmp_path: Path) -> None:
 
 def _never_ended(engine: DiffusionEngine):  # type: ignore[no-untyped-def]
     read = engine._read
-    return lambda step, canvas: read(step, canvas)._replace(has_ended=False)
+    return lambda *arguments: read(*arguments)._replace(has_ended=False)
 
 
 def test_strategy_is_chosen_by_the_tokenizer(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ..canvas import Canvas
 from ..config import ModelConfig
+from ..errors import RequestError
 from ..tokenizer import Tokenizer
 from ..types import InfillRequest
 from .plan import InfillPlan, continuing, cut_to_kind, heal, not_text
@@ -38,6 +39,8 @@ class ChatStrategy:
         self._banned = not_text(tokenizer, config, self.end_token_ids, device)
 
     def plan(self, request: InfillRequest) -> InfillPlan:
+        if request.num_tokens is not None:
+            raise RequestError("strategy 'chat' cannot be told a length; leave num_tokens out")
         language = request.language_id
         line_start = request.prefix.rfind("\n") + 1
         user = (

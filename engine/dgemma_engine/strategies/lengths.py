@@ -48,6 +48,8 @@ class LengthStrategy:
         check_fits(len(prompt_ids), length, self._config)
         most = min(request.max_tokens, max(1, length - self._SUFFIX_ROOM))
         holes = [size for size in self._LENGTHS if size <= most] or [most]
+        if request.num_tokens is not None:
+            holes = [min(request.num_tokens, most)]
         clamped = closing[:length] + list(self._tail_ids) * length
         rows = [[0] * size + clamped[: length - size] for size in holes]
         hole_mask = torch.arange(length, device=self._device)[None] < torch.tensor(

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from ..canvas import EOM_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
+from ..canvas import EOM_ID, EXACT_ID, MID_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..left_to_right import CausalRules
 from ..special_tokens import LANGUAGE_TAGS
 from ..tokenizer import Tokenizer
-from ..types import HoleKind, InfillRequest
+from ..types import Decoder, HoleKind, InfillRequest
 from .plan import InfillPlan, continuing, cut_to_kind, heal, last_tokens, not_text, token_mask
 
 
@@ -31,6 +32,9 @@ class MarkerLayout:
         block_tokens: slots wanted for anything longer.
         prefix_tokens: longest prefix.
         suffix_tokens: longest suffix that the encoder reads; the canvas holds the head of it again.
+        drafts: how many are denoised at once, from different noise; the likeliest is the fill.
+        left_to_right: kinds of holes that `Decoder.AUTO` leaves to the encoder, because it fills
+            them better.
     """
 
     canvas_lengths: tuple[int, ...] = (32, 64, 128)
@@ -39,6 +43,8 @@ class MarkerLayout:
     block_tokens: int = 64
     prefix_tokens: int = 320
     suffix_tokens: int = 64
+    drafts: int = 1
+    left_to_right: tuple[HoleKind, ...] = ()
 
     @classmethod
     def from_json(cls, infill_config: Mapping[str, Any]) -> MarkerLayout:
@@ -52,8 +58,9 @@ class MarkerLayout:
             if name in values:
                 values[name] = tuple(sorted(values[name]))
         try:
+            values["left_to_right"] = tuple(map(HoleKind, values.get("left_to_right", ())))
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"infill_config.json: layout: {error}") from error
 
     def hole_length(self, kind: HoleKind, max_tokens: int) -> int:
@@ -92,8 +99,10 @@ class MarkerStrategy:
         self._device = device
         self._vocab_size = config.vocab_size
         self._banned = not_text(tokenizer, config, self.end_token_ids, device)
-        line_breaks = token_mask(tokenizer.ids_containing(b"\n"), config.vocab_size, device)
-        self._banned_in_line = self._banned | line_breaks
+        self._line_breaks = token_mask(tokenizer.ids_containing(b"\n"), config.vocab_size, device)
+        ends = token_mask(self.end_token_ids, config.vocab_size, device)
+        self._specials = self._banned | ends
+        self._is_end = token_mask([EOM_ID], config.vocab_size, device)
 
     def plan(self, request: InfillRequest) -> InfillPlan:
         tokenizer, layout = self._tokenizer, self._layout
@@ -102,16 +111,35 @@ class MarkerStrategy:
         suffix_ids = tokenizer.encode(request.suffix)[: layout.suffix_tokens]
         tag = LANGUAGE_TAGS.get(request.language_id)
         tag_id = tokenizer.token_id(tag) if tag is not None else None
-        hole_length = layout.hole_length(request.kind, request.max_tokens)
-        token_ids, hole = marked_canvas(hole_length, suffix_ids, layout.canvas_length(hole_length))
         is_line = request.kind is HoleKind.LINE
+        if request.num_tokens is None:
+            marker, banned = MID_ID, self._banned
+            hole_length = layout.hole_length(request.kind, request.max_tokens)
+        else:
+            marker, banned = EXACT_ID, self._specials
+            hole_length = min(request.num_tokens, layout.hole_lengths[-1])
+        canvas_length = layout.canvas_length(hole_length)
+        token_ids, hole = marked_canvas(hole_length, suffix_ids, canvas_length, marker)
+        first_allowed = continuing(tokenizer, healed, self._vocab_size, self._device)
         canvas = Canvas(
-            torch.tensor([token_ids], device=self._device),
-            torch.tensor([hole], device=self._device),
-            banned=self._banned_in_line if is_line else self._banned,
-            first_allowed=continuing(tokenizer, healed, self._vocab_size, self._device),
+            torch.tensor([token_ids] * layout.drafts, device=self._device),
+            torch.tensor([hole] * layout.drafts, device=self._device),
+            banned=banned | self._line_breaks if is_line else banned,
+            first_allowed=first_allowed,
         )
-        return InfillPlan(marked_prompt(tag_id, suffix_ids, prefix_ids), canvas, healed)
+        return InfillPlan(
+            marked_prompt(tag_id, suffix_ids, prefix_ids),
+            canvas,
+            healed,
+            rules=CausalRules(
+                self._specials & ~self._is_end,
+                self._is_end | self._line_breaks if is_line else self._is_end,
+                first_allowed,
+            ),
+            decoder=(
+                Decoder.LEFT_TO_RIGHT if request.kind in layout.left_to_right else Decoder.DIFFUSION
+            ),
+        )
 
     def cut(self, text: str, request: InfillRequest) -> str:
         return cut_to_kind(text, request.kind)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..canvas import Canvas
 from ..config import ModelConfig
+from ..left_to_right import CausalRules
 from ..tokenizer import Tokenizer
-from ..types import HoleKind, InfillRequest
+from ..types import Decoder, HoleKind, InfillRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,20 @@ class InfillPlan:
 
     Attributes:
         prompt_ids: for the encoder.
-        canvas: (N, C), one row, or one row per candidate length.
+        canvas: (N, C), one row, or one row per draft or candidate length.
         healed: bytes of the prefix that the first token repeats; not part of the fill.
         may_continue: further open canvases may follow if this one does not end.
+        rules: how the fill reads from left to right; None for models whose encoder was not trained
+            to go on after such a prompt.
+        decoder: what `Decoder.AUTO` means for this request.
     """
 
     prompt_ids: list[int]
     canvas: Canvas
     healed: bytes = b""
     may_continue: bool = False
+    rules: CausalRules | None = None
+    decoder: Decoder = Decoder.DIFFUSION
 
 
 class InfillStrategy(Protocol):
