@@ -14,7 +14,7 @@ from dgemma_engine.errors import Cancelled
 from .context import ContextBudget, build_request
 from .document import DocumentSnapshot
 from .hole import Hole
-from .postprocess import Rejection, RejectReason, postprocess
+from .postprocess import Rejection, RejectReason, confident_start, postprocess
 from .scheduler import FillScheduler
 from .settings import Settings
 
@@ -43,8 +43,9 @@ class Filler:
         """Fill a hole and judge the result.
 
         Args:
-            while_typing: a later one of the same document takes this one's place, and there is a
-                deadline; otherwise the user asked for this fill and gets it.
+            while_typing: a later one of the same document takes this one's place, there is a
+                deadline, and only what the model is sure of is offered; otherwise the user asked
+                for this fill and gets it.
         Raises:
             EngineLoadFailed: there is no engine.
             DGemmaError: as the engine raises, `Cancelled` excepted.
@@ -72,8 +73,18 @@ class Filler:
             result.timings.total_ms,
             result.stop_reason.value,
         )
-        outcome = postprocess(snapshot, hole, result.text)
+        outcome: str | Rejection = result.text
+        if while_typing:
+            outcome = confident_start(result, self._threshold(settings))
+        if isinstance(outcome, str):
+            outcome = postprocess(snapshot, hole, outcome)
         return self.count(outcome) if isinstance(outcome, Rejection) else outcome
+
+    def _threshold(self, settings: Settings) -> float:
+        if settings.min_confidence is not None:
+            return settings.min_confidence / 100
+        info = self.scheduler.info
+        return info.confidence_threshold if info is not None else 0.0
 
     def count(self, rejection: Rejection) -> Rejection:
         """Count and log a rejection."""

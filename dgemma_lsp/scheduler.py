@@ -74,11 +74,15 @@ class FillScheduler:
     Args:
         build_engine: called in the worker before the first job. If it raises, every job fails with
             `EngineLoadFailed` until `use` brings another.
+
+    Attributes:
+        info: of the engine that is loaded; None before.
     """
 
     def __init__(self, build_engine: BuildEngine) -> None:
         self._build_engine = build_engine
         self._engine: InfillEngine | None = None
+        self.info: EngineInfo | None = None
         self._load_failure: str | None = None
         self._queue: queue.SimpleQueue[_Job | BuildEngine | None] = queue.SimpleQueue()
         self._live: set[_Job] = set()
@@ -177,6 +181,7 @@ class FillScheduler:
         while (item := self._queue.get()) is not None:
             if not isinstance(item, _Job):
                 self._build_engine, self._engine, self._load_failure = item, None, None
+                self.info = None
             elif not item.token.is_cancelled:
                 self._run_job(item)
 
@@ -205,5 +210,6 @@ class FillScheduler:
                 )
             if self._engine is None:
                 raise EngineLoadFailed(self._load_failure)
+            self.info = self._engine.info
             logger.info("engine ready after %.1f s", time.monotonic() - started)
         return self._engine

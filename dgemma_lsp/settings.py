@@ -24,6 +24,8 @@ class Settings:
         max_tokens: longest fill, 1 .. 4096.
         deadline_ms: time for a suggestion while typing, after which the draft at hand is taken;
             0 for none. A fill that was asked for has no deadline.
+        min_confidence: percent; a suggestion while typing is shown as far as the model is so sure
+            of it. Null takes what was fitted for the model: half of what is shown is then right.
         seed: of the model's noise; the same text and seed give the same fill.
         prefix_chars: characters read before the hole at most.
         suffix_chars: characters read after the hole at most.
@@ -34,6 +36,7 @@ class Settings:
     device: str = "auto"
     max_tokens: int = 64
     deadline_ms: int = 3000
+    min_confidence: int | None = None
     seed: int = 0
     prefix_chars: int = 8000
     suffix_chars: int = 2000
@@ -50,6 +53,7 @@ class Settings:
 _LIMITS = {
     "max_tokens": (1, 4096),
     "deadline_ms": (0, 600_000),
+    "min_confidence": (0, 100),
     "seed": (0, 2**63 - 1),
     "prefix_chars": (0, 1_000_000),
     "suffix_chars": (0, 1_000_000),
@@ -86,6 +90,8 @@ def read_settings(raw: object, base: Settings) -> tuple[Settings, list[str]]:
 
 def _problem(name: str, value: Any) -> str | None:
     """What is wrong with a value, as the end of a sentence; None if nothing is."""
+    if name == "min_confidence" and value is None:
+        return None
     if name in _LIMITS:
         least, greatest = _LIMITS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= greatest:

@@ -1,7 +1,8 @@
 """What the model wrote becomes what is offered, or a Rejection that says why nothing is.
 
+`confident_start` comes before the chain, and only while typing: what was asked for is shown whole.
 One filter a file, each (snapshot, hole, text) -> text or Rejection; the chain is the tuple below.
-Texts here have \\n only. Nothing in this package knows LSP or the engine.
+Texts here have \\n only. Nothing in this package knows LSP, or of the engine more than its result.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections.abc import Callable
 
 from ..document import DocumentSnapshot
 from ..hole import Hole
+from .confident_start import confident_start
 from .empty import reject_empty
 from .one_line import keep_one_line
 from .rejection import Rejection, RejectReason
 from .suffix_overlap import trim_suffix_overlap
 from .trailing_blank import trim_trailing_blank
 
-__all__ = ["FILTERS", "Filter", "RejectReason", "Rejection", "postprocess"]
+__all__ = ["FILTERS", "Filter", "RejectReason", "Rejection", "confident_start", "postprocess"]
 
 Filter = Callable[[DocumentSnapshot, Hole, str], str | Rejection]
 

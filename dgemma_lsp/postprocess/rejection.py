@@ -12,6 +12,7 @@ class RejectReason(str, Enum):
     EMPTY = "empty"  # nothing to insert, or nothing would change
     STALE = "stale"  # the document went another way meanwhile
     DUPLICATES_SUFFIX = "duplicates_suffix"  # the fill only repeats what follows
+    LOW_CONFIDENCE = "low_confidence"  # not even the fill's start is likely to be right
     CANCELLED = "cancelled"  # a newer request took its place
 
 

@@ -80,7 +80,8 @@ def build_engine(
     infill_path = folder / "infill_config.json"
     infill_config = read_json(infill_path) if infill_path.exists() else {}
     chosen = choose_strategy(strategy, tokenizer, config, infill_config, loaded.device)
-    return DiffusionEngine(folder.name, loaded, tokenizer, chosen)
+    threshold = float(infill_config.get("confidence_threshold", 0.0))
+    return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold)
 
 
 class _Draft(NamedTuple):
@@ -111,11 +112,13 @@ class DiffusionEngine:
         model: DiffusionGemma,
         tokenizer: Tokenizer,
         strategy: InfillStrategy,
+        confidence_threshold: float = 0.0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.strategy = strategy
         self._name = name
+        self._confidence_threshold = confidence_threshold
         self._prefix_cache = PrefixCache(model)
         self._lock = threading.Lock()
 
@@ -127,6 +130,7 @@ class DiffusionEngine:
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
             strategy=self.strategy.name,
+            confidence_threshold=self._confidence_threshold,
         )
 
     def fill(

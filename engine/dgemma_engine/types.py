@@ -163,13 +163,18 @@ class InfillResult:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine runs on, for status lines and `dgemma-lsp doctor`."""
+    """What an engine runs on, for status lines and `dgemma-lsp doctor`.
+
+    `confidence_threshold` is what its checkpoint asks of a text nobody asked for: starts of fills
+    with at least this `prefix_confidences` are worth showing, 0 .. 1.
+    """
 
     model: str
     parameters: int
     device: str
     dtype: str
     strategy: str
+    confidence_threshold: float = 0.0
 
 
 class CancellationToken:
