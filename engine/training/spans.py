@@ -14,12 +14,13 @@ from .documents import TokenizedDocument
 
 # What a request covers, with the share of each in training.
 SPAN_SHARES = {
-    "rest_of_line": 0.35,
-    "whole_line": 0.15,
-    "block": 0.20,
-    "bracket": 0.08,
-    "expression": 0.07,
-    "lines": 0.10,
+    "rest_of_line": 0.25,
+    "mid_line": 0.18,
+    "whole_line": 0.10,
+    "block": 0.12,
+    "bracket": 0.15,
+    "expression": 0.10,
+    "lines": 0.05,
     "random": 0.05,
 }
 _KINDS = list(SPAN_SHARES)
@@ -33,6 +34,7 @@ _MAX_BRACKET_CHARS = 600
 _BRACKET_OR_STRING = re.compile(
     r'"(?:[^"\\\n]|\\.)*"' r"|'(?:[^'\\\n]|\\.)*'" r"|#[^\n]*" r"|[()\[\]{}]"
 )
+_WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 _BEFORE_EXPRESSION = re.compile(
     r"(?<![=!<>])=(?!=) ?|\b(?:return|if|elif|while|in|import|assert|raise|yield|not|and|or) "
 )
@@ -67,6 +69,13 @@ def sample_span(
 
 def _rest_of_line(document: TokenizedDocument, anchor: int, rng: np.random.Generator) -> Span:
     return anchor, document.line_end(document.line_at(anchor))
+
+
+def _mid_line(document: TokenizedDocument, anchor: int, rng: np.random.Generator) -> Span | None:
+    """To the end of a word or sign that has something behind it on its line."""
+    rest = document.text[anchor : document.line_end(document.line_at(anchor))].rstrip()
+    ends = [match.end() for match in _WORD_OR_SIGN.finditer(rest)][:-1]
+    return (anchor, anchor + int(rng.choice(ends))) if ends else None
 
 
 def _whole_line(document: TokenizedDocument, anchor: int, rng: np.random.Generator) -> Span | None:
@@ -159,6 +168,7 @@ def _indent(line: str) -> int:
 
 _SPANS: dict[str, Callable[[TokenizedDocument, int, np.random.Generator], Span | None]] = {
     "rest_of_line": _rest_of_line,
+    "mid_line": _mid_line,
     "whole_line": _whole_line,
     "block": _block,
     "bracket": _bracket,
