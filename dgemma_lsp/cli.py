@@ -1,4 +1,4 @@
-"""The command line: `serve`, `fill`, `demo`, `doctor`.
+"""The command line: `serve`, `fill`, `demo`, `doctor`, and `eval` from `evaluation/`.
 
 Exit status: 0 done, 1 it could not be done (no torch, a broken checkpoint), 2 what was typed cannot
 be used (no such file, a position past the end), 130 interrupted. An error is one line on stderr.
@@ -24,6 +24,7 @@ from dgemma_engine import DGemmaError, DraftStep, InfillEngine, InfillRequest, I
 
 from . import __version__
 from .context import ContextBudget, build_request
+from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
 from .postprocess import Rejection, postprocess
 from .render import FILL_STYLE, CanvasView, in_place, summary
@@ -240,6 +241,9 @@ def doctor(model: str, device: str, dtype: str) -> None:
         console.print(problem, soft_wrap=True)
         raise SystemExit(1)
     console.print(Text("everything works", style="bold green"))
+
+
+cli.add_command(eval_group)
 
 
 def main(arguments: list[str] | None = None) -> None:

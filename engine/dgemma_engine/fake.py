@@ -48,6 +48,9 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return EngineInfo("fake", parameters=0, device="none", dtype="none", strategy="scripted")
 
+    def count_tokens(self, request: InfillRequest, text: str) -> int:
+        return max(1, len(text.split()))
+
     def fill(
         self,
         request: InfillRequest,

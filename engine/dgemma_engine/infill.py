@@ -133,6 +133,11 @@ class DiffusionEngine:
             confidence_threshold=self._confidence_threshold,
         )
 
+    def count_tokens(self, request: InfillRequest, text: str) -> int:
+        """See `InfillEngine.count_tokens`."""
+        healed = self.strategy.plan(request).healed.decode("utf-8", errors="ignore")
+        return len(self.tokenizer.encode(healed + text))
+
     def fill(
         self,
         request: InfillRequest,

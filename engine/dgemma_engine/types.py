@@ -208,6 +208,10 @@ class InfillEngine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
+    def count_tokens(self, request: InfillRequest, text: str) -> int:
+        """How many tokens `text` would be in the request's hole: what `num_tokens` counts."""
+        ...
+
     def fill(
         self,
         request: InfillRequest,

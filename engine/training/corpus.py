@@ -210,6 +210,24 @@ def read_documents(path: Path, split: str | None = None) -> list[Document]:
     return [d for d in documents if split is None or d.split == split]
 
 
+def write_held_out(documents: list[Document], folder: Path) -> None:
+    """The held-out files as files, and `leaks.json`, for `dgemma-lsp eval holes`.
+
+    `leaks.json` maps paths in the folder to the lines, counted from 0, that training files share.
+    """
+    leaks = {}
+    for document in documents:
+        if document.split != "held_out":
+            continue
+        path = folder / document.package / document.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(document.text, encoding="utf-8")
+        if document.leaked_lines:
+            shared = {line + i for line in document.leaked_lines for i in range(SHINGLE_LINES)}
+            leaks[path.relative_to(folder).as_posix()] = sorted(shared)
+    (folder / "leaks.json").write_text(json.dumps(leaks) + "\n", encoding="utf-8")
+
+
 def build_statistics(
     documents: list[Document], manifest: dict[str, Any], dropped: dict[str, Any]
 ) -> dict[str, Any]:
@@ -259,6 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
     documents, dropped = build_documents(manifest, wheels)
     statistics = build_statistics(documents, manifest, dropped)
     write_documents(documents, options.out / "documents.jsonl")
+    write_held_out(documents, options.out / "held_out")
     (options.out / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     (options.out / "LICENCES.md").write_text(licence_table(statistics))
     print(licence_table(statistics))

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from tokenizers import Tokenizer
 
-from .corpus import Document
+from .corpus import SHINGLE_LINES, Document
 
 _BATCH_SIZE = 64  # encodings are large objects: few at a time
 
@@ -97,5 +97,5 @@ def _from_encoding(
         starts,
         is_edge,
         f"{document.package}/{document.path}",
-        frozenset(line + i for line in document.leaked_lines for i in range(3)),
+        frozenset(line + i for line in document.leaked_lines for i in range(SHINGLE_LINES)),
     )

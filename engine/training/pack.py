@@ -1,26 +1,29 @@
 """Pack a run into a checkpoint folder that the engine loads: weights, tokenizer, configs, card.
 
-    python -m training.pack --run RUN --corpus DIR --out FOLDER [--scores scores.json]
+    python -m training.pack --run RUN --corpus DIR --out FOLDER [--scores scores.md]
 
-Without scores the card says that there are none: pack, evaluate the folder, pack again.
+Without scores the card says that there are none: pack, evaluate the folder by `dgemma-lsp eval`,
+which also says the confidence threshold, and pack again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from dgemma_engine import HoleKind
 from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.special_tokens import EOS, PAD, SPECIAL_TOKENS
 
 from .corpus import licence_table
-from .evaluate import score_table
 from .rows import HOLE_LENGTHS
 
 GENERATION_CONFIG: dict[str, Any] = {
@@ -65,7 +68,14 @@ def write_weights(state: dict[str, Any], weights: str, path: Path) -> int:
     return num_parameters
 
 
-def pack(run: Path, corpus: Path, out: Path, weights: str, scores: Path | None) -> None:
+def pack(
+    run: Path,
+    corpus: Path,
+    out: Path,
+    weights: str = "ema",
+    scores: Path | None = None,
+    infill_config: Mapping[str, Any] = INFILL_CONFIG,
+) -> None:
     """Write the checkpoint folder. Lines of `notes.txt` in the run's folder go into the card."""
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     if (run / "notes.txt").exists():
@@ -74,14 +84,14 @@ def pack(run: Path, corpus: Path, out: Path, weights: str, scores: Path | None) 
     num_parameters = write_weights(state, weights, out / "model.safetensors")
     _write_json(state["config"], out / "config.json")
     _write_json(GENERATION_CONFIG, out / "generation_config.json")
-    _write_json(INFILL_CONFIG, out / "infill_config.json")
+    _write_json(infill_config, out / "infill_config.json")
     shutil.copyfile(corpus / "tokenizer.json", out / "tokenizer.json")
     shutil.copyfile(run / "losses.csv", out / "losses.csv")
     if (run / "losses.png").exists():
         shutil.copyfile(run / "losses.png", out / "losses.png")
     statistics = json.loads((corpus / "statistics.json").read_text(encoding="utf-8"))
-    results = json.loads(scores.read_text(encoding="utf-8")) if scores is not None else None
-    card = build_card(out.name, num_parameters, state, weights, statistics, results)
+    table = scores.read_text(encoding="utf-8") if scores is not None else None
+    card = build_card(out.name, num_parameters, state, weights, statistics, table)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -91,7 +101,7 @@ def build_card(
     state: dict[str, Any],
     weights: str,
     statistics: dict[str, Any],
-    results: dict[str, Any] | None,
+    scores: str | None,
 ) -> str:
     """The model card: what it is, what it saw, what it reached, what it is not."""
     options, progress = state["options"], state["progress"]
@@ -119,10 +129,7 @@ def build_card(
         + " |\n",
         "## Scores\n",
     ]
-    if results is None:
-        parts.append("Not evaluated.\n")
-    else:
-        parts += [_SCORES_HEAD, score_table(results), _examples(results)]
+    parts += ["Not evaluated.\n"] if scores is None else [_SCORES_HEAD, scores]
     notes = state.get("notes", [])
     if notes:
         parts.append("## About this run\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
@@ -147,11 +154,12 @@ then documents and canvases together; {noise} noise. The weights are {weights}, 
 Nats per token, at the end of training, half of the canvases with self-conditioning.
 """
 
-_SCORES_HEAD = """Holes in held-out packages, none on lines that training files share. A fill is
-right when it equals the text that was there, white space at its ends aside. `diffusion` is the
-engine as an editor calls it: it does not know the length; `length known` is told it. `fim` is
-greedy left-to-right decoding of the same weights with the suffix in the prompt; `left to right` has
-no suffix, and is told where to stop.
+_SCORES_HEAD = """Holes in held-out packages, none on lines that training files share, measured by
+`dgemma-lsp eval holes`. A fill is right when it equals the text that was there, white space at its
+ends aside. `diffusion` does not know the length; `length known` is told it; `left to right` is
+greedy decoding of the same weights with the suffix in the prompt, `no suffix` the same without it
+(for blocks, it is told the length); `copy` is no model: what followed the last place in the file
+that ended as the prefix does; `auto` is what the product does.
 """
 
 _CARD_LIMITS = """## Limits
@@ -169,34 +177,7 @@ Comments and strings were kept. The corpus is rebuilt from `engine/training/mani
 """
 
 
-def _examples(results: dict[str, Any]) -> str:
-    rows = ["As they came, the first four of each kind (`║` the cursor, `¶` a line break):\n"]
-    rows += ["| before | fill | was | after |", "|---|---|---|---|"]
-    for bucket in results["buckets"]:
-        examples = [e for e in results["examples"] if e["bucket"] == bucket][:4]
-        rows += [
-            "| "
-            + " | ".join(
-                _cell(text)
-                for text in (
-                    e["prefix"].rsplit("\n", 1)[-1][-40:] + "║",
-                    e["fill"],
-                    e["expected"],
-                    e["suffix"].split("\n", 1)[0][:20],
-                )
-            )
-            + " |"
-            for e in examples
-        ]
-    return "\n".join(rows) + "\n"
-
-
-def _cell(text: str) -> str:
-    text = text.replace("\n", "¶").replace("|", "\\|").replace("`", "'")
-    return f"`{text}`" if text.strip() else ""
-
-
-def _write_json(value: dict[str, Any], path: Path) -> None:
+def _write_json(value: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -208,9 +189,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder written by corpus")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
-    parser.add_argument("--scores", type=Path, help="written by evaluate")
+    parser.add_argument("--scores", type=Path, help="written by `dgemma-lsp eval --markdown`")
+    parser.add_argument("--confidence-threshold", type=float, default=0.0, help="that it found")
+    parser.add_argument(
+        "--left-to-right",
+        nargs="*",
+        default=[],
+        choices=[kind.value for kind in HoleKind],
+        help="kinds of holes that the encoder fills better",
+    )
+    parser.add_argument("--drafts", type=int, default=1, help="denoised at once; the best is taken")
     options = parser.parse_args(arguments)
-    pack(options.run, options.corpus, options.out, options.weights, options.scores)
+    infill_config = copy.deepcopy(INFILL_CONFIG)
+    infill_config["confidence_threshold"] = options.confidence_threshold
+    infill_config["layout"] |= {
+        "drafts": options.drafts,
+        "left_to_right": options.left_to_right,
+    }
+    pack(options.run, options.corpus, options.out, options.weights, options.scores, infill_config)
 
 
 if __name__ == "__main__":

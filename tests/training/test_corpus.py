@@ -1,5 +1,6 @@
 """The corpus keeps what people write and nothing of what is held out."""
 
+import json
 import zipfile
 
 import pytest
@@ -59,6 +60,11 @@ def test_held_out_files_that_leak_are_left_out(tmp_path, monkeypatch):
     (held_out,) = [d for d in documents if d.split == "held_out"]
     first_shared = held_out.text[: held_out.text.index("def function_0")].count("\n")
     assert min(held_out.leaked_lines) == first_shared
+    corpus.write_held_out(documents, tmp_path / "held_out")
+    assert (tmp_path / "held_out/b/b/own.py").read_text() == held_out.text
+    leaks = json.loads((tmp_path / "held_out/leaks.json").read_text())
+    assert min(leaks["b/b/own.py"]) == first_shared
+    assert [path.name for path in (tmp_path / "held_out").rglob("*.py")] == ["own.py"]
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path):
