@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,8 +35,10 @@ class Canvas:
     hole_mask: Tensor
     banned: Tensor | None = None
     first_allowed: Tensor | None = None
+    _has_clamped: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_has_clamped", not bool(self.hole_mask.all()))
         assert self.token_ids.shape == self.hole_mask.shape, "token_ids and hole_mask differ"
         assert bool(self.hole_mask.any(dim=-1).all()), "a canvas row has no hole"
 
@@ -58,7 +60,8 @@ class Canvas:
         Returns:
             (B, C, V) float32 with -inf where a token is ruled out.
         """
-        logits = clamp_logits(logits, self.token_ids, self.hole_mask)
+        if self._has_clamped:
+            logits = clamp_logits(logits, self.token_ids, self.hole_mask)
         is_free = self.hole_mask
         if self.first_allowed is not None:
             is_first = self.hole_mask & (self.hole_mask.cumsum(dim=-1) == 1)
@@ -71,6 +74,24 @@ class Canvas:
     def select(self, rows: Tensor) -> Canvas:
         """The canvas of some rows: (N,) int64 row indices."""
         return Canvas(self.token_ids[rows], self.hole_mask[rows], self.banned, self.first_allowed)
+
+    def hole_slots(self) -> Tensor:
+        """Where the holes are: (B, M) int64, ascending, M the slots of the largest row.
+
+        Rows with fewer slots are filled up with clamped positions.
+        """
+        num_slots = int(self.hole_mask.sum(dim=-1).max())
+        first = torch.argsort(~self.hole_mask, dim=-1, stable=True)[:, :num_slots]
+        return first.sort(dim=-1).values
+
+    def part(self, slots: Tensor) -> Canvas:
+        """The canvas at some positions only: (B, M) int64."""
+        return Canvas(
+            self.token_ids.gather(1, slots),
+            self.hole_mask.gather(1, slots),
+            self.banned,
+            self.first_allowed,
+        )
 
 
 def clamp_logits(logits: Tensor, token_ids: Tensor, hole_mask: Tensor) -> Tensor:

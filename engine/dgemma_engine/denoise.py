@@ -85,30 +85,42 @@ def denoise(
     vocab_size = model.config.vocab_size
     shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
     num_slots = canvas.hole_mask.sum(dim=-1)  # (B,)
-    num_clamped = shape[1] - num_slots
     token_ids = noise(shape, vocab_size, generator)
     self_conditioning_logits: Tensor | None = None
     previous: DenoisingStep | None = None
     is_finished = torch.zeros(shape[0], dtype=torch.bool, device=model.device)
+    # Clamped positions are certain: only the hole's are asked about, M of C.
+    slots = canvas.hole_slots()
+    part = canvas.part(slots)
     for step in range(config.max_denoising_steps):
         if cancel is not None:
             cancel.raise_if_cancelled()
         token_ids = canvas.impose(token_ids)
-        logits = model.denoise_logits(token_ids, cache, self_conditioning_logits)
-        logits = canvas.restrict(logits / temperature(step, config))
+        logits = model.denoise_logits(token_ids, cache, self_conditioning_logits, slots)
+        logits = part.restrict(logits / temperature(step, config))  # (B, M, V)
         argmax = logits.argmax(dim=-1)
         candidates = argmax if config.candidates == "argmax" else draw(logits, generator)
         floor = None
         if config.min_accept:
-            # Clamped positions have no entropy and are accepted first: the floor comes on top.
-            floor = num_clamped + torch.tensor(
-                [min_accepted(step, int(slots), config) for slots in num_slots],
-                device=model.device,
+            # Clamped positions among the M have no entropy and are accepted first.
+            floor = (
+                slots.shape[1]
+                - num_slots
+                + torch.tensor(
+                    [min_accepted(step, int(slots), config) for slots in num_slots],
+                    device=model.device,
+                )
             )
         accepted, entropy = accept(logits, entropy_bound=config.entropy_bound, min_accepted=floor)
-        fresh = noise(shape, vocab_size, generator)
-        next_ids = torch.where(accepted, candidates, fresh)
         confidence = logits.softmax(dim=-1).gather(-1, argmax[..., None]).squeeze(-1)
+        fresh = noise(shape, vocab_size, generator)
+        certain = torch.zeros(shape, device=model.device)
+        candidates = canvas.token_ids.scatter(1, slots, candidates)  # from here on (B, C) again
+        argmax = canvas.token_ids.scatter(1, slots, argmax)
+        accepted = torch.ones_like(canvas.hole_mask).scatter(1, slots, accepted)
+        confidence = (certain + 1.0).scatter(1, slots, confidence)
+        entropy = certain.scatter(1, slots, entropy)
+        next_ids = torch.where(accepted, candidates, fresh)
         if previous is not None and self_conditioning_logits is not None and is_finished.any():
             keep = is_finished[:, None]
             next_ids = torch.where(keep, token_ids, next_ids)

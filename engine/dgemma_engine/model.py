@@ -202,7 +202,11 @@ class DiffusionGemma(nn.Module):
             )
 
     def denoise_logits(
-        self, canvas: Tensor, cache: KVCache, self_conditioning_logits: Tensor | None = None
+        self,
+        canvas: Tensor,
+        cache: KVCache,
+        self_conditioning_logits: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """One decoder pass: what the model believes each canvas position should hold.
 
@@ -210,16 +214,18 @@ class DiffusionGemma(nn.Module):
             canvas: (B, C) int64. Not modified.
             cache: the encoded prefix, of B rows or of one row that all canvases share. Only read.
             self_conditioning_logits: (B, C, V), those of the previous pass divided by its
-                temperature; None in the first pass.
+                temperature; None in the first pass. With `slots`, (B, M, V) of these.
+            slots: (B, M) int64, the positions that are asked about; the others are clamped, that
+                is, certain of their tokens. None asks about all.
         Returns:
-            (B, C, V) float32, softcapped, not divided by a temperature.
+            (B, C, V) float32, softcapped, not divided by a temperature; with `slots`, (B, M, V).
         Raises:
             RequestError: `canvas` is empty or holds an id outside the vocabulary.
         Source: transformers 5.23 DiffusionGemmaForBlockDiffusion.forward.
         """
         self._check_token_ids(canvas)
         batch_size, canvas_length = canvas.shape
-        hidden = self._embed_canvas(canvas, self_conditioning_logits)
+        hidden = self._embed_canvas(canvas, self_conditioning_logits, slots)
         end = cache.length + canvas_length
         positions = torch.arange(cache.length, end, device=canvas.device)[None]
         rotaries = self._rotaries(positions, hidden.dtype)
@@ -228,6 +234,10 @@ class DiffusionGemma(nn.Module):
             normed = layer.input_layernorm(hidden)
             query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
             prefix_keys, prefix_values = cache.canvas_keys(index, batch_size)
+            if slots is not None and index == len(self.layers) - 1:
+                # Nothing reads what the last layer makes of the other positions but their keys.
+                hidden = _at(hidden, slots)  # (B, M, D)
+                query = _at(query.transpose(1, 2), slots).transpose(1, 2)  # (B, H, M, K)
             attended = layer.self_attn.attend(
                 query,
                 torch.cat((prefix_keys, key), dim=2),
@@ -308,13 +318,21 @@ class DiffusionGemma(nn.Module):
     def _embed(self, token_ids: Tensor) -> Tensor:
         return F.embedding(token_ids, self.embed_tokens.weight) * self._embedding_scale()
 
-    def _embed_canvas(self, canvas: Tensor, self_conditioning_logits: Tensor | None) -> Tensor:
-        soft_embeddings = None
+    def _embed_canvas(
+        self,
+        canvas: Tensor,
+        self_conditioning_logits: Tensor | None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        embeddings, soft_embeddings = self._embed(canvas), None
         if self_conditioning_logits is not None:
             table = self.embed_tokens.weight
             probabilities = self_conditioning_logits.softmax(dim=-1, dtype=torch.float32)
             soft_embeddings = (probabilities.to(table.dtype) @ table) * self._embedding_scale()
-        return self.self_conditioning.combine(self._embed(canvas), soft_embeddings)
+            if slots is not None:  # where there is certainty, the mean embedding is the token's own
+                index = slots[..., None].expand_as(soft_embeddings)
+                soft_embeddings = embeddings.scatter(1, index, soft_embeddings)
+        return self.self_conditioning.combine(embeddings, soft_embeddings)
 
     def _embedding_scale(self) -> Tensor:
         """sqrt(D), rounded to the weights' dtype as the published model rounds it."""
@@ -335,3 +353,9 @@ class DiffusionGemma(nn.Module):
             raise RequestError(
                 f"token ids must be in 0 .. {self.config.vocab_size - 1}, got {low} .. {high}"
             )
+
+
+def _at(values: Tensor, slots: Tensor) -> Tensor:
+    """Some positions of every row: (B, C, ...) and (B, M) int64 to (B, M, ...)."""
+    index = slots.view(*slots.shape, *([1] * (values.ndim - 2)))
+    return values.gather(1, index.expand(*slots.shape, *values.shape[2:]))

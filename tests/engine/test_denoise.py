@@ -189,7 +189,8 @@ def test_loop_equals_a_plain_one() -> None:
         for position in range(10, 16):
             logits[0, position] = -math.inf
             logits[0, position, 33] = 0.0
-        drawn = torch.multinomial(logits[0].softmax(-1), 1, generator=generator)[:, 0]
+        # A clamped position is certain: nothing is drawn for it.
+        drawn = torch.multinomial(logits[0, :10].softmax(-1), 1, generator=generator)[:, 0]
         noise = torch.randint(0, 400, (1, 16), generator=generator)
         probabilities = logits[0].softmax(-1)
         entropy = -(probabilities * probabilities.clamp_min(1e-45).log()).sum(-1)
@@ -205,6 +206,27 @@ def test_loop_equals_a_plain_one() -> None:
         assert current[0, :10].tolist() == actual.canvas[0, :10].tolist()
         assert logits[0, :10].argmax(-1).tolist() == actual.argmax_canvas[0, :10].tolist()
         conditioning = logits
+
+
+def test_asking_about_some_positions_is_asking_about_all() -> None:
+    """Logits at slots equal those of the whole canvas, rows with fewer slots filled up."""
+    generator = torch.Generator().manual_seed(3)
+    token_ids = torch.randint(0, 400, (2, 16), generator=generator)
+    hole_mask = torch.zeros(2, 16, dtype=torch.bool)
+    hole_mask[0, 2:9] = True
+    hole_mask[1, [1, 12, 15]] = True
+    canvas = Canvas(token_ids, hole_mask)
+    slots = canvas.hole_slots()
+    assert slots.shape == (2, 7)
+    assert slots[0].tolist() == list(range(2, 9))
+    assert {1, 12, 15} <= set(slots[1].tolist())
+    noisy = torch.where(hole_mask, 17, token_ids)
+    conditioning = canvas.restrict(torch.randn(2, 16, 400, generator=generator))
+    index = slots[..., None].expand(-1, -1, 400)
+    for belief, part in ((None, None), (conditioning, conditioning.gather(1, index))):
+        expected = MODEL.denoise_logits(noisy, CACHE, belief).gather(1, index)
+        actual = MODEL.denoise_logits(noisy, CACHE, part, slots)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_steps_run_out() -> None:
