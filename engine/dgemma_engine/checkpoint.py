@@ -20,6 +20,7 @@ from torch import Tensor
 from .config import ModelConfig, SamplerConfig
 from .errors import CheckpointError, ConfigError, EngineUnavailable
 from .model import DiffusionGemma
+from .quantization import QUANT_METHOD, SCALE_SUFFIX, dequantize_rows
 
 _DECODER = "model.decoder."
 _ENCODER = "model.encoder.language_model."
@@ -63,6 +64,12 @@ def load_configs(folder: Path) -> tuple[ModelConfig, SamplerConfig]:
     generation = read_json(generation_path) if generation_path.exists() else {}
     infill_path = folder / "infill_config.json"
     ours = read_json(infill_path).get("sampler") if infill_path.exists() else None
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method not in (None, QUANT_METHOD):
+        raise CheckpointError(
+            f"{folder}: weights quantised by {method!r} cannot be read; "
+            "take the checkpoint that is not quantised"
+        )
     try:
         return ModelConfig.from_json(config), SamplerConfig.from_json(generation, ours)
     except ConfigError as error:
@@ -185,10 +192,12 @@ def _load_tensors(
     expected: dict[str, Tensor] = model.state_dict()
     problems = _Problems()
     loaded: dict[str, Tensor] = {}
-    for file in _tensor_files(folder):
+    files = _tensor_files(folder)
+    scales = _read_scales(files)
+    for file in files:
         for stored_name, shape, read in _open_tensors(file):
             name = stored_name_to_ours(stored_name)
-            if name is None:
+            if name is None or stored_name in scales:
                 continue
             if name not in expected:
                 problems.unexpected.append(f"{stored_name} ({file.name})")
@@ -198,8 +207,19 @@ def _load_tensors(
                     f"{stored_name} ({file.name}) is {shape}, expected {wanted}"
                 )
             else:
-                loaded[name] = read().to(device=device, dtype=dtype)
-    bad = {entry.split(" ")[0] for entry in problems.misshapen}
+                tensor = read().to(device)
+                if tensor.dtype == torch.int8:
+                    scale = scales.get(stored_name + SCALE_SUFFIX)
+                    if scale is None or scale.shape != tensor.shape[:-1]:
+                        problems.misshapen.append(
+                            f"{stored_name}{SCALE_SUFFIX} ({file.name}) is "
+                            f"{None if scale is None else tuple(scale.shape)}, "
+                            f"expected {tuple(tensor.shape[:-1])}"
+                        )
+                        continue
+                    tensor = dequantize_rows(tensor, scale.to(device), dtype)
+                loaded[name] = tensor.to(dtype)
+    bad = {entry.split(" ")[0].removesuffix(SCALE_SUFFIX) for entry in problems.misshapen}
     problems.missing = [
         our_name_to_stored(name)
         for name in expected
@@ -207,6 +227,17 @@ def _load_tensors(
     ]
     problems.raise_if_any(folder)
     model.load_state_dict(loaded, assign=True)
+
+
+def _read_scales(files: list[Path]) -> dict[str, Tensor]:
+    """The scales of 8-bit weights, by stored name; they may lie in another file than the weight."""
+    names = {stored_name for file in files for stored_name, _, _ in _open_tensors(file)}
+    return {
+        stored_name: read()
+        for file in files
+        for stored_name, _, read in _open_tensors(file)
+        if stored_name.endswith(SCALE_SUFFIX) and stored_name.removesuffix(SCALE_SUFFIX) in names
+    }
 
 
 def _tensor_files(folder: Path) -> list[Path]:

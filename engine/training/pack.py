@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from dgemma_engine import HoleKind
 from dgemma_engine.checkpoint import our_name_to_stored
+from dgemma_engine.quantization import QUANT_METHOD, save_int8
 from dgemma_engine.special_tokens import EOS, PAD, SPECIAL_TOKENS
 
 from .corpus import licence_table
 from .rows import HOLE_LENGTHS
+
+_MAX_SHARD_BYTES = 15 * 2**20  # files of at most 16 MiB are committed
 
 GENERATION_CONFIG: dict[str, Any] = {
     "max_denoising_steps": 8,
@@ -51,20 +53,22 @@ INFILL_CONFIG: dict[str, Any] = {
 }
 
 
-def write_weights(state: dict[str, Any], weights: str, path: Path) -> int:
-    """Write `model.safetensors` in bfloat16 under the published names; returns the parameters.
+def write_weights(state: dict[str, Any], weights: str, folder: Path) -> int:
+    """Write the weights in 8 bits under the published names; returns the number of parameters.
 
     Args:
         state: a run's checkpoint.
         weights: "ema", the running mean, or "raw", the last step's.
-        path: the file.
+        folder: where `model.safetensors` or its shards go; older ones are removed.
     """
     tensors = dict(state["model"])
     num_parameters = sum(tensors[name].numel() for name in state["ema"])
     if weights == "ema":
         tensors.update(state["ema"])
-    stored = {our_name_to_stored(n): t.bfloat16().contiguous() for n, t in tensors.items()}
-    save_file(stored, path, metadata={"format": "pt"})
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    stored = {our_name_to_stored(name): tensor for name, tensor in tensors.items()}
+    save_int8(stored, folder, _MAX_SHARD_BYTES)
     return num_parameters
 
 
@@ -81,8 +85,9 @@ def pack(
     if (run / "notes.txt").exists():
         state["notes"] = (run / "notes.txt").read_text(encoding="utf-8").splitlines()
     out.mkdir(parents=True, exist_ok=True)
-    num_parameters = write_weights(state, weights, out / "model.safetensors")
-    _write_json(state["config"], out / "config.json")
+    num_parameters = write_weights(state, weights, out)
+    config = {**state["config"], "quantization_config": {"quant_method": QUANT_METHOD}}
+    _write_json(config, out / "config.json")
     _write_json(GENERATION_CONFIG, out / "generation_config.json")
     _write_json(infill_config, out / "infill_config.json")
     shutil.copyfile(corpus / "tokenizer.json", out / "tokenizer.json")
@@ -146,7 +151,7 @@ default. Its fills are seldom right; the scores below say how seldom.
 Trained from scratch by `engine/training` on two CPU cores in {minutes} minutes: {steps} steps,
 {document_tokens} document tokens and {canvas_tokens} canvas tokens, of {train_megabytes} MB of
 Python source; {held_out_megabytes} MB in whole packages were held out. First left to right only,
-then documents and canvases together; {noise} noise. The weights are {weights}, in bfloat16.
+then documents and canvases together; {noise} noise. The weights are {weights}, stored in 8 bits.
 `losses.csv` and `losses.png` hold the curves; `engine/training/README.md` the commands.
 
 ## Losses on held-out packages
