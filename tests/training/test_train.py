@@ -87,7 +87,9 @@ def test_what_is_packed_loads(source, tokenizer, tmp_path):
     pack(folder, corpus, out, weights="ema", scores=None)
     model = load_model(str(out), device="cpu")
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter.bfloat16(), trainer.ema[name].bfloat16()), name
+        expected = trainer.ema[name]
+        step = expected.abs().amax(dim=-1, keepdim=True) / 127  # of its 8 bits
+        assert ((parameter - expected).abs() <= 0.51 * step).all(), name
     assert model.sampler_defaults.max_denoising_steps == 8
     assert model.sampler_defaults.candidates == "argmax"
     engine = load_engine(str(out), device="cpu")
