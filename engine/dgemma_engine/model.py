@@ -45,6 +45,20 @@ class Layer(nn.Module):
         self.register_buffer("layer_scalar", torch.ones(1))
         self.register_buffer("encoder_layer_scalar", torch.ones(1))
 
+    def forward(self, hidden: Tensor, rotary: Rotary, mask: Tensor, scalar: Tensor) -> Tensor:
+        """The whole layer over tokens that see only each other, for training.
+
+        Args:
+            hidden: (B, S, D).
+            rotary: of the layer's kind.
+            mask: bool, broadcastable to (B, H, S, S).
+            scalar: as for `finish`.
+        Returns:
+            (B, S, D).
+        """
+        query, key, value = self.self_attn.project(self.input_layernorm(hidden), rotary)
+        return self.finish(hidden, self.self_attn.attend(query, key, value, mask), scalar)
+
     def finish(self, residual: Tensor, attended: Tensor, scalar: Tensor) -> Tensor:
         """Everything after attention.
 
@@ -278,12 +292,8 @@ class DiffusionGemma(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             scalar = torch.where(is_canvas, layer.layer_scalar, layer.encoder_layer_scalar)
-            query, key, value = layer.self_attn.project(
-                layer.input_layernorm(hidden), rotaries[layer.config]
-            )
             mask = sliding_mask if layer.config.is_sliding else full_mask
-            attended = layer.self_attn.attend(query, key, value, mask)
-            hidden = layer.finish(hidden, attended, scalar[:, None])
+            hidden = layer(hidden, rotaries[layer.config], mask, scalar[:, None])
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dgemma_engine.canvas import HOLE_START, PAD_ID, clamp_logits
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
 
-from .fast_cpu import softcapped_cross_entropy
+from .fast_kernels import softcapped_cross_entropy
 from .rows import Batch
 
 Noise = Literal["uniform", "hybrid"]

@@ -8,7 +8,8 @@ own cut and hole, laid out by `dgemma_engine.canvas` as at inference. A batch is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -122,30 +123,62 @@ class Batch:
         token_ids: (B, T) int64, canvases clean.
         is_canvas: (T,) bool.
         position_ids: (B, T) int64.
-        sliding_mask: (B, 1, T, T) bool.
-        full_mask: (B, 1, T, T) bool.
+        document_index: (B, L) int64, 1 for the padding behind a short document, else 0.
+        cuts: (B, N) int64, how many document tokens the slot's canvas has before it.
         document_weight: (B, L) float32, 1 where the token is predicted from those before it.
         hole_mask: (B, N) bool.
         canvas_index: (B, N) int64, which canvas of its row.
         slot_index: (B, N) int64, place in its canvas; the hole's first slot is 1.
+        sliding_window: of the model.
     """
 
     token_ids: Tensor
     is_canvas: Tensor
     position_ids: Tensor
-    sliding_mask: Tensor
-    full_mask: Tensor
+    document_index: Tensor
+    cuts: Tensor
     document_weight: Tensor
     hole_mask: Tensor
     canvas_index: Tensor
     slot_index: Tensor
+    sliding_window: int
 
     @property
     def num_document_tokens(self) -> int:
         return self.document_weight.shape[1]
 
+    # The masks are by far the largest part: each is built where it is used, when it is.
+
+    @cached_property
+    def full_mask(self) -> Tensor:
+        """(B, 1, T, T) bool, for full layers."""
+        return self._mask(None)
+
+    @cached_property
+    def sliding_mask(self) -> Tensor:
+        """(B, 1, T, T) bool, for sliding layers."""
+        if self.num_document_tokens < self.sliding_window:
+            return self.full_mask
+        return self._mask(self.sliding_window)
+
+    def _mask(self, sliding_window: int | None) -> Tensor:
+        return joint_mask(
+            self.document_index,
+            self.position_ids[:, : self.num_document_tokens],
+            self.canvas_index,
+            torch.zeros_like(self.canvas_index),
+            self.cuts,
+            sliding_window,
+        )
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Batch(
+            **{
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+        )
 
 
 class RowSource:
@@ -474,23 +507,15 @@ def collate(
             slot_index[index, canvas] = np.arange(hole.canvas_length)
             cuts[index, canvas] = hole.cut
     positions[:, document_length:] = cuts + slot_index
-    tensors = [torch.from_numpy(a) for a in (document_index, positions, canvas_index, cuts)]
-    documents, all_positions, canvases, canvas_cuts = tensors
-    window_args = (documents, all_positions[:, :document_length], canvases)
-    full_mask = joint_mask(*window_args, torch.zeros_like(canvases), canvas_cuts, None)
-    sliding_mask = full_mask
-    if max(len(row.token_ids) for row in rows) >= sliding_window:
-        sliding_mask = joint_mask(
-            *window_args, torch.zeros_like(canvases), canvas_cuts, sliding_window
-        )
     return Batch(
         token_ids=torch.from_numpy(token_ids),
         is_canvas=torch.arange(shape[1]) >= document_length,
-        position_ids=all_positions,
-        sliding_mask=sliding_mask,
-        full_mask=full_mask,
+        position_ids=torch.from_numpy(positions),
+        document_index=torch.from_numpy(document_index),
+        cuts=torch.from_numpy(cuts),
         document_weight=torch.from_numpy(weight),
         hole_mask=torch.from_numpy(hole_mask),
-        canvas_index=canvases,
+        canvas_index=torch.from_numpy(canvas_index),
         slot_index=torch.from_numpy(slot_index),
+        sliding_window=sliding_window,
     )

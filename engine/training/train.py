@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,17 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.multiprocessing
+import torch.utils.data
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dgemma_engine.checkpoint import load_checkpoint
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.model import DiffusionGemma
 
 from .corpus import read_documents
 from .documents import tokenize
-from .fast_cpu import cpu_attention
+from .fast_kernels import compile_layers, training_kernels
 from .initialise import SIZES, build_config, initialise
 from .objective import Losses, Noise, compute_losses, corrupt, previous_logits
 from .optimizer import build_optimizers
@@ -70,7 +74,8 @@ class Options:
         minutes: wall time that the schedule is spread over, restarts not counted ...
         steps: ... or, if above 0, the steps that it is spread over.
         tokens_per_step: document and canvas tokens together, of all processes.
-        document_length: L of three rows in four; the others are twice as long.
+        document_length: L of most rows.
+        long_share: of the steps, with rows twice as long.
         noise: see `objective.corrupt`.
         causal_share: of the run, left-to-right only, at its start.
         editor_share: of the run, with the editor's mixture, at its end.
@@ -89,6 +94,7 @@ class Options:
     steps: int = 0
     tokens_per_step: int = 6144
     document_length: int = 256
+    long_share: float = 0.25
     noise: Noise = "uniform"
     causal_share: float = 0.25
     editor_share: float = 0.34
@@ -111,6 +117,35 @@ class Options:
         """Share of the full rates: warm-up, constant, linear decay."""
         warm_up = min(1.0, (step + 1) / _WARM_UP_STEPS)
         return warm_up * min(1.0, max(0.0, 1.0 - progress) / max(1e-9, self.decay_share))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """What a batch depends on, beside the documents."""
+
+    seed: int
+    number: int
+    mixture: Mixture
+    num_rows: int
+    document_length: int
+    sliding_window: int
+
+
+class RequestedBatches(torch.utils.data.Dataset[Batch]):
+    """Batches by request, so that a DataLoader's workers may cut them."""
+
+    def __init__(self, source: RowSource) -> None:
+        self._source = source
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        return self._source.batch(
+            request.seed,
+            request.number,
+            request.mixture,
+            request.num_rows,
+            request.document_length,
+            request.sliding_window,
+        )
 
 
 @dataclass
@@ -137,7 +172,15 @@ class Trainer:
         device: str = "cpu",
         rank: int = 0,
         num_processes: int = 1,
+        workers: int = 0,
+        compiled: bool = False,
     ) -> None:
+        """Build everything; see `_worker`.
+
+        Args:
+            workers: processes that cut rows ahead of time; 0 cuts each batch when it is needed.
+            compiled: run the layers through torch.compile.
+        """
         self.options = options
         self.config_json = build_config(options.size, vocab_size)
         self.config = ModelConfig.from_json(self.config_json)
@@ -148,8 +191,14 @@ class Trainer:
         self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.optimizers = build_optimizers(self.model, options.muon_lr, options.adam_lr)
         self.progress = Progress()
-        self._source, self._held_out = source, held_out
+        self._held_out = held_out
         self._rank, self._num_processes = rank, num_processes
+        self._source = RequestedBatches(source)
+        self._share = 0.0
+        self._workers = workers
+        self._batches: Iterator[Batch] | None = None
+        if compiled:
+            compile_layers(self.model)
 
     def share_done(self) -> float:
         """Progress through the schedule, from 0 to 1, the same in every process."""
@@ -162,16 +211,16 @@ class Trainer:
 
     def train_step(self) -> Losses | None:
         """One step; None when the schedule is over."""
-        share = self.share_done()
+        share = self._share = self.share_done()
         if share >= 1.0:
             return None
         started = time.monotonic()
         step, options = self.progress.step, self.options
         # Drawn per step and not per process, so that all processes do the same work.
         choices = np.random.default_rng([options.seed, step, 0])
-        length = options.document_length * (2 if choices.random() < 0.25 else 1)
+        is_long = bool(choices.random() < options.long_share)
         self_condition = bool(choices.random() < options.self_conditioning)
-        batch = self._batch(self._source, options.seed, step, options.mixture(share), length)
+        batch = self._next_batch(is_long)
         losses = self._losses(batch, self._generator(options.seed, step), self_condition)
         losses.total.backward()
         self._average_gradients()
@@ -190,17 +239,47 @@ class Trainer:
         self.progress.seconds += time.monotonic() - started
         return losses
 
-    def _batch(
-        self, source: RowSource, seed: int, step: int, mixture: Mixture, length: int
-    ) -> Batch:
+    def _next_batch(self, is_long: bool) -> Batch:
+        if not self._workers:
+            request = self._request(self.options.seed, self.progress.step, is_long=is_long)
+            return self._source[request].to(self.device)
+        if self._batches is None:
+            self._batches = iter(
+                torch.utils.data.DataLoader(
+                    self._source,
+                    sampler=self._requests_ahead(),
+                    batch_size=None,
+                    num_workers=self._workers,
+                    prefetch_factor=4,
+                    pin_memory=self.device.type == "cuda",
+                )
+            )
+        return next(self._batches).to(self.device)
+
+    def _requests_ahead(self) -> Iterator[BatchRequest]:
+        """As `train_step` will need them; by the clock's phase when they are drawn up."""
+        for step in itertools.count(self.progress.step):
+            choices = np.random.default_rng([self.options.seed, step, 0])
+            is_long = bool(choices.random() < self.options.long_share)
+            yield self._request(self.options.seed, step, is_long=is_long)
+
+    def _request(
+        self, seed: int, step: int, *, is_long: bool = False, mixture: Mixture | None = None
+    ) -> BatchRequest:
+        steps = self.options.steps
+        mixture = mixture or self.options.mixture(step / steps if steps else self._share)
         # A row has as many canvas tokens as document tokens, or none.
+        length = self.options.document_length * (2 if is_long else 1)
         canvas_tokens = length if mixture.canvas_tokens else 0
-        mixture = dataclasses.replace(mixture, canvas_tokens=canvas_tokens)
         own_tokens = self.options.tokens_per_step // self._num_processes
-        num_rows = max(1, own_tokens // (length + canvas_tokens))
-        number = step * self._num_processes + self._rank
-        window = self.config.sliding_window
-        return source.batch(seed, number, mixture, num_rows, length, window).to(self.device)
+        return BatchRequest(
+            seed,
+            step * self._num_processes + self._rank,
+            dataclasses.replace(mixture, canvas_tokens=canvas_tokens),
+            max(1, own_tokens // (length + canvas_tokens)),
+            length,
+            self.config.sliding_window,
+        )
 
     def _generator(self, seed: int, step: int) -> torch.Generator:
         generator = torch.Generator(self.device)
@@ -218,9 +297,9 @@ class Trainer:
         )
         conditioning: Tensor | None = None
         if self_condition and batch.hole_mask.any():
-            with self._autocast(), cpu_attention(self.device):
+            with self._autocast(), training_kernels(self.device):
                 conditioning = previous_logits(self.model, batch, corruption)
-        with self._autocast(), cpu_attention(self.device):
+        with self._autocast(), training_kernels(self.device):
             return compute_losses(self.model, batch, corruption, conditioning)
 
     def _autocast(self) -> torch.autocast:
@@ -252,9 +331,8 @@ class Trainer:
             self._load_parameters(self.ema)
         collected: list[dict[str, float]] = []
         for step in range(_NUM_HELD_OUT_BATCHES):
-            batch = self._batch(
-                self._held_out, _HELD_OUT_SEED, step, EDITOR, self.options.document_length
-            )
+            request = self._request(_HELD_OUT_SEED, step, mixture=EDITOR)
+            batch = RequestedBatches(self._held_out)[request].to(self.device)
             generator = self._generator(_HELD_OUT_SEED, step)
             collected.append(_to_row(self._losses(batch, generator, step % 2 == 1)))
         self._load_parameters(raw)
@@ -273,6 +351,12 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": dataclasses.asdict(self.progress),
         }
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take another run's weights; the schedule and the optimisers begin anew."""
+        self.model.load_state_dict(weights)
+        for name, value in self.ema.items():
+            value.copy_(weights[name])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; the options are those given now."""
@@ -421,7 +505,12 @@ def _worker(rank: int, arguments: argparse.Namespace, options: Options) -> None:
         arguments.device,
         rank,
         arguments.processes,
+        arguments.workers,
+        arguments.compile,
     )
+    if arguments.init_from is not None:
+        weights = load_checkpoint(arguments.init_from, arguments.device, "float32").state_dict()
+        trainer.start_from(weights)
     if arguments.resume:
         state = torch.load(
             arguments.out / "checkpoint.pt", map_location=arguments.device, weights_only=True
@@ -445,6 +534,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="FOLDER",
+        help="start from a packed checkpoint's weights: the next link of a chain of runs",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut rows")
+    parser.add_argument("--compile", action="store_true", help="compile the layers (for a GPU)")
     parser.add_argument("--checkpoint-minutes", type=float, default=2.0)
     for option in dataclasses.fields(Options):
         default = option.default

@@ -8,8 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from dgemma_engine import InfillRequest, load_engine, load_model
-from dgemma_kernels import attention
-from training.fast_cpu import masked_attention, softcapped_cross_entropy
+from dgemma_kernels import attention, moe_experts
+from training.fast_kernels import (
+    dense_experts,
+    masked_attention,
+    softcapped_cross_entropy,
+    ungrouped_attention,
+)
 from training.optimizer import Muon, orthogonalize
 from training.pack import pack
 from training.train import Options, Trainer, run, save_checkpoint
@@ -99,8 +104,9 @@ def test_what_is_packed_loads(source, tokenizer, tmp_path):
     assert "| own | 1 | Apache-2.0 | train |" in (out / "README.md").read_text()
 
 
-def test_masked_attention_equals_the_kernel():
-    """The trainer's attention and the engine's agree, forward and backward."""
+@pytest.mark.parametrize("form", [masked_attention, ungrouped_attention])
+def test_training_attention_equals_the_kernel(form):
+    """The trainer's forms and the engine's agree, forward and backward."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(2, heads, 12, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)
@@ -108,7 +114,7 @@ def test_masked_attention_equals_the_kernel():
     mask = torch.rand(2, 1, 12, 12, generator=generator) < 0.5
     mask[..., 0] = True
     expected = attention(query, key, value, mask)
-    actual = masked_attention(query, key, value, mask)
+    actual = form(query, key, value, mask)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     upstream = torch.randn(expected.shape, generator=generator)
     inputs = (query, key, value)
@@ -118,6 +124,57 @@ def test_masked_attention_equals_the_kernel():
         strict=True,
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_dense_experts_equal_the_sorted_ones():
+    """Outputs and gradients agree, also for an expert that no token takes."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 12, generator=generator, requires_grad=True)
+    gate_up = torch.randn(4, 10, 12, generator=generator, requires_grad=True)
+    down = torch.randn(4, 12, 5, generator=generator, requires_grad=True)
+    index = torch.tensor([[0, 1], [1, 3], [3, 0]] * 3)
+    weight = torch.rand(9, 2, generator=generator, requires_grad=True)
+    inputs = (hidden, weight, gate_up, down)
+    expected = moe_experts(hidden, index, weight, gate_up, down)
+    actual = dense_experts(hidden, index, weight, gate_up, down)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(expected.shape, generator=generator)
+    for a, b in zip(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_workers_cut_the_same_rows(source, tokenizer):
+    """Batches cut ahead of time, by other processes, give the same losses."""
+    options = dataclasses.replace(OPTIONS, steps=4, causal_share=0.0, self_conditioning=0.0)
+    expected = losses_of(build_trainer(source, tokenizer, options), 4)
+    ahead = Trainer(options, tokenizer.get_vocab_size(), source, source, workers=2)
+    assert losses_of(ahead, 4) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_layers_learn_the_same(source, tokenizer):
+    """torch.compile changes no loss beyond rounding, with and without self-conditioning."""
+    options = dataclasses.replace(OPTIONS, steps=6, causal_share=0.0, long_share=0.0)
+    expected = losses_of(build_trainer(source, tokenizer, options), 6)
+    compiled = Trainer(options, tokenizer.get_vocab_size(), source, source, compiled=True)
+    assert losses_of(compiled, 6) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_chain_starts_from_packed_weights(source, tokenizer):
+    """The next link has the last one's weights and mean, and a schedule of its own."""
+    first = build_trainer(source, tokenizer)
+    losses_of(first, 3)
+    second = build_trainer(source, tokenizer)
+    second.start_from(first.model.state_dict())
+    assert second.progress.step == 0
+    for name, parameter in first.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[name])
+        assert torch.equal(parameter, second.ema[name])
 
 
 def test_softcapped_cross_entropy_equals_the_plain_one():

@@ -1,4 +1,4 @@
-"""Faster forms of two operations for training on a CPU; each equals its plain twin in a test.
+"""Faster forms of three operations for training; each equals its plain twin in a test.
 
 Measured for 6 rows of 512 tokens, 3 heads, 4096 tokens of vocabulary, one Zen 5 core, bfloat16:
 attention 46 -> 14 ms forward and backward (torch's fused kernel is slow with masks on CPUs), the
@@ -13,11 +13,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import dgemma_engine.attention
+import dgemma_engine.layers
+from dgemma_engine.model import DiffusionGemma, Layer
 
-_CHUNK_ROWS = 256
+# Rows whose logits are held at a time: on a CPU they stay in the cache, on a GPU they fill it.
+_CHUNK_ROWS = {"cpu": 256}
+_CHUNK_ROWS_ELSEWHERE = 8192
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -44,16 +49,68 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     return (weights @ value).view(batch, heads, length, size)
 
 
+def ungrouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The same by torch's fused kernel, which on a GPU takes a mask only if heads are not grouped.
+
+    Args and result as `masked_attention`.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))  # (B, H, L, K)
+    return F.scaled_dot_product_attention(
+        query, key.to(query.dtype), value.to(query.dtype), attn_mask=mask, scale=1.0
+    )
+
+
+def dense_experts(
+    hidden: Tensor,
+    expert_index: Tensor,
+    expert_weight: Tensor,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+) -> Tensor:
+    """`dgemma_kernels.moe_experts` with every token through every expert: two matrix products.
+
+    For few small experts this is faster than sorting tokens, forward and backward: 9.7 -> 4.0 ms
+    for 1024 tokens, 4 experts of 64, one Zen 5 core, bfloat16. Nothing in it depends on the data,
+    so that it can be compiled.
+
+    Args:
+        hidden: (T, D).
+        expert_index: (T, A) int64.
+        expert_weight: (T, A).
+        gate_up_proj: (E, 2F, D).
+        down_proj: (E, D, F).
+    Returns:
+        (T, D).
+    """
+    num_experts, double, size = gate_up_proj.shape
+    weight = expert_weight.new_zeros(len(hidden), num_experts)
+    weight = weight.scatter(1, expert_index, expert_weight)  # (T, E)
+    gate_up = F.linear(hidden, gate_up_proj.reshape(-1, size))
+    gate, up = gate_up.view(-1, num_experts, double).chunk(2, dim=-1)  # (T, E, F)
+    active = F.gelu(gate, approximate="tanh") * up * weight[..., None].to(gate_up.dtype)
+    return F.linear(active.flatten(1), down_proj.transpose(0, 1).flatten(1)).to(hidden.dtype)
+
+
+def compile_layers(model: DiffusionGemma) -> None:
+    """Compile every layer's forward, in place; routers stay outside, for their losses' hooks."""
+    for layer in model.layers:
+        assert isinstance(layer, Layer)
+        layer.router.forward = torch.compiler.disable(layer.router.forward)  # type: ignore[method-assign]
+        layer.compile(dynamic=False)
+
+
 @contextmanager
-def cpu_attention(device: torch.device) -> Iterator[None]:
-    """Let the engine's layers use `masked_attention` inside, if the device is a CPU."""
-    plain = dgemma_engine.attention.attention
-    if device.type == "cpu":
-        dgemma_engine.attention.attention = masked_attention  # type: ignore[assignment]
+def training_kernels(device: torch.device) -> Iterator[None]:
+    """Let the engine's layers use the forms of this module inside."""
+    plain = dgemma_engine.attention.attention, dgemma_engine.layers.moe_experts
+    own = masked_attention if device.type == "cpu" else ungrouped_attention
+    dgemma_engine.attention.attention = own  # type: ignore[assignment]
+    dgemma_engine.layers.moe_experts = dense_experts  # type: ignore[assignment]
     try:
         yield
     finally:
-        dgemma_engine.attention.attention = plain
+        dgemma_engine.attention.attention, dgemma_engine.layers.moe_experts = plain
 
 
 class _SoftcappedCrossEntropy(torch.autograd.Function):
@@ -71,8 +128,9 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
             wants_gradient = any(ctx.needs_input_grad[:2])
             hidden_gradient = torch.empty_like(inputs) if wants_gradient else None
             table_gradient = torch.zeros_like(table) if wants_gradient else None
-            for start in range(0, len(target), _CHUNK_ROWS):
-                rows = slice(start, start + _CHUNK_ROWS)
+            chunk = _CHUNK_ROWS.get(hidden.device.type, _CHUNK_ROWS_ELSEWHERE)
+            for start in range(0, len(target), chunk):
+                rows = slice(start, start + chunk)
                 capped = (inputs[rows] @ weight.T).float().div_(cap).tanh_()  # (R, V)
                 log_probabilities = (capped * cap).log_softmax(dim=-1)
                 chosen = target[rows, None]
