@@ -433,9 +433,20 @@ def plot_losses(progress: Progress, path: Path) -> None:
     pyplot.close(figure)
 
 
-def run(trainer: Trainer, folder: Path, checkpoint_minutes: float, is_main: bool) -> None:
-    """Train to the end of the schedule; the main process logs and writes."""
+def run(
+    trainer: Trainer,
+    folder: Path,
+    checkpoint_minutes: float,
+    is_main: bool,
+    stop_after_minutes: float = math.inf,
+) -> None:
+    """Train to the end of the schedule; the main process logs and writes.
+
+    Args:
+        stop_after_minutes: of this call, in one process; the rest is for a call that resumes.
+    """
     progress = trainer.progress
+    stop_at = progress.seconds + 60.0 * stop_after_minutes
     pending: list[dict[str, float]] = []
     last_saved = progress.seconds
     while (losses := trainer.train_step()) is not None:
@@ -447,6 +458,8 @@ def run(trainer: Trainer, folder: Path, checkpoint_minutes: float, is_main: bool
         if progress.seconds - last_saved >= 60.0 * checkpoint_minutes:
             last_saved = progress.seconds
             _evaluate_and_save(trainer, folder)
+        if progress.seconds >= stop_at:
+            break
     if is_main:
         _log(trainer, pending)
         _evaluate_and_save(trainer, folder)
