@@ -25,10 +25,11 @@ class TokenizedDocument:
     Attributes:
         text: as in the file.
         token_ids: (S,) int32.
-        token_starts: (S + 1,) int64, the character at which each token starts; last the text's end.
+        token_starts: (S + 1,) int32, the character at which each token starts; last the text's end.
         is_edge: (S + 1,) bool, False where a token starts inside a character (bytes of an emoji).
         source: package and path.
         leaked_lines: lines that training files share (held-out documents only).
+        language: of `special_tokens.LANGUAGES`.
     """
 
     text: str
@@ -37,6 +38,7 @@ class TokenizedDocument:
     is_edge: np.ndarray
     source: str = ""
     leaked_lines: frozenset[int] = frozenset()
+    language: str = "python"
 
     @property
     def num_tokens(self) -> int:
@@ -71,31 +73,40 @@ class TokenizedDocument:
 
 
 def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> list[TokenizedDocument]:
-    """Encode documents, in order."""
+    """Encode documents, in order, on as many threads as `tokenizers` takes."""
     tokenizer.encode_special_tokens = True
+    num_bytes = _bytes_per_token(tokenizer)
     tokenized = []
     pending = list(documents)
     for first in range(0, len(pending), _BATCH_SIZE):
         batch = pending[first : first + _BATCH_SIZE]
-        encodings = tokenizer.encode_batch([document.text for document in batch])
+        encodings = tokenizer.encode_batch_fast([document.text for document in batch])
         for document, encoding in zip(batch, encodings, strict=True):
-            tokenized.append(_from_encoding(document, encoding.ids, encoding.offsets))
+            token_ids = np.array(encoding.ids, dtype=np.int32)
+            tokenized.append(_locate(document, token_ids, num_bytes))
     return tokenized
 
 
-def _from_encoding(
-    document: Document, token_ids: list[int], offsets: list[tuple[int, int]]
-) -> TokenizedDocument:
-    spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    starts = np.append(spans[:, 0], len(document.text))
-    is_edge = np.ones(len(starts), dtype=bool)
-    is_edge[1:] = starts[1:] == spans[:, 1]
-    is_edge[1:] &= starts[1:] != starts[:-1]
+def _bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
+    """By id. In a byte-level vocabulary every character of a token's name stands for a byte."""
+    size = tokenizer.get_vocab_size()
+    return np.array([len(tokenizer.id_to_token(index)) for index in range(size)], dtype=np.int64)
+
+
+def _locate(document: Document, token_ids: np.ndarray, num_bytes: np.ndarray) -> TokenizedDocument:
+    """From the tokens' lengths: `tokenizers` tells offsets too, at half the speed."""
+    content = np.frombuffer(document.text.encode("utf-8"), dtype=np.uint8)
+    ends = np.cumsum(num_bytes[token_ids])
+    assert (ends[-1] if len(ends) else 0) == len(content), "the tokenizer changed a text"
+    starts = np.concatenate(([0], ends)).astype(np.int64)  # in bytes
+    begins_character = np.append((content & 0xC0) != 0x80, True)
+    character = np.cumsum(begins_character) - 1  # of each byte, and behind the last
     return TokenizedDocument(
         document.text,
-        np.array(token_ids, dtype=np.int32),
-        starts,
-        is_edge,
+        token_ids,
+        character[starts].astype(np.int32),
+        begins_character[starts],
         f"{document.package}/{document.path}",
         frozenset(line + i for line in document.leaked_lines for i in range(SHINGLE_LINES)),
+        document.language,
     )

@@ -184,16 +184,14 @@ class Batch:
 class RowSource:
     """Cuts rows out of tokenized documents."""
 
-    def __init__(
-        self, documents: Sequence[TokenizedDocument], tokenizer: Tokenizer, language: str = "python"
-    ) -> None:
+    def __init__(self, documents: Sequence[TokenizedDocument], tokenizer: Tokenizer) -> None:
         self._documents = [d for d in documents if d.num_tokens > 4 * _MIN_PREFIX_TOKENS]
         if not self._documents:
             raise ValueError("no document is long enough to cut rows from")
         sizes = np.array([d.num_tokens for d in self._documents], dtype=np.float64)
         self._shares = np.cumsum(sizes) / sizes.sum()
         self._tokenizer = tokenizer
-        self._tag_id = tokenizer.token_to_id(LANGUAGE_TAGS[language])
+        self._tag_ids = {d.language: _tag_id(tokenizer, d.language) for d in self._documents}
         self._eos_id = tokenizer.token_to_id(EOS)
         self._line_breaks = frozenset(
             index
@@ -235,7 +233,7 @@ class RowSource:
         length: int,
         canvas_lengths: Sequence[int],
     ) -> Row:
-        header = marked_prompt(self._tag_id, [], [])
+        header = marked_prompt(self._tag_ids[document.language], [], [])
         room = length - len(header)
         # From half a row before the document's start to half a row before its end: every token is
         # as often at the end of a row as at its start.
@@ -335,7 +333,7 @@ class RowSource:
             window = self._suffix(document.text, span[1], window_size)
             if cut < _MIN_PREFIX_TOKENS or not 0 < len(middle) <= length // 4 or not window:
                 continue
-            header = marked_prompt(self._tag_id, window, [])
+            header = marked_prompt(self._tag_ids[document.language], window, [])
             most = length - len(header) - len(middle) - 1  # prefix tokens that there is room for
             if most < _MIN_PREFIX_TOKENS:
                 continue
@@ -417,6 +415,10 @@ class RowSource:
         """The first ids of the text from a character on, tokenized on its own as at inference."""
         head = text[start_char : start_char + limit * _SUFFIX_CHARS_PER_TOKEN]
         return self._tokenizer.encode(head, add_special_tokens=False).ids[:limit]
+
+
+def _tag_id(tokenizer: Tokenizer, language: str) -> int:
+    return int(tokenizer.token_to_id(LANGUAGE_TAGS[language]))
 
 
 def _sample_canvas_lengths(rng: np.random.Generator, num_tokens: int) -> tuple[int, ...]:
