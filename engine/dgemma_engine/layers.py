@@ -82,7 +82,11 @@ class Router(nn.Module):
 
         Softmax over all experts first, then the top A, renormalised, times each expert's scale.
         """
-        probabilities = self.scores(hidden).softmax(dim=-1, dtype=torch.float32)
+        return self.choose(self.scores(hidden))
+
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The second half of `forward`: from (T, E) logits."""
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
         weight, index = torch.topk(probabilities, k=self.top_k, dim=-1)
         weight = weight / weight.sum(dim=-1, keepdim=True)
         return index, weight * self.per_expert_scale[index]

@@ -69,16 +69,23 @@ class Layer(nn.Module):
         Returns:
             (B, S, D), the layer's output.
         """
+        return self.finish_routed(residual, attended, scalar)[0]
+
+    def finish_routed(
+        self, residual: Tensor, attended: Tensor, scalar: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `finish`; also the router's logits over the experts, (B * S, E), for training."""
         residual = residual + self.post_attention_layernorm(attended)
         dense = self.post_feedforward_layernorm_1(
             self.mlp(self.pre_feedforward_layernorm(residual))
         )
         tokens = residual.flatten(0, -2)  # (T, D)
-        expert_index, expert_weight = self.router(tokens)
+        scores = self.router.scores(tokens)  # (T, E)
+        expert_index, expert_weight = self.router.choose(scores)
         routed = self.experts(self.pre_feedforward_layernorm_2(tokens), expert_index, expert_weight)
         routed = self.post_feedforward_layernorm_2(routed).view_as(residual)
         output: Tensor = (residual + self.post_feedforward_layernorm(dense + routed)) * scalar
-        return output
+        return output, scores
 
 
 class DiffusionGemma(nn.Module):

@@ -7,21 +7,20 @@ length: padding weighted 0.1 doubled it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dgemma_engine.canvas import HOLE_START, PAD_ID, clamp_logits
+from dgemma_engine.canvas import HOLE_START, PAD_ID
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
 
 from .fast_kernels import softcapped_cross_entropy
-from .rows import Batch
+from .rows import HOLE_LENGTHS, Batch
+from .streams import Streams
 
 Noise = Literal["uniform", "hybrid"]
 
@@ -40,12 +39,12 @@ class Corruption:
     """Noisy canvases.
 
     Attributes:
-        token_ids: (B, T) int64, the batch's with noise in the holes.
+        canvas_ids: (B, N) int64, the batch's with noise in the holes.
         is_corrupted: (B, N) bool, slots whose token was redrawn (perhaps as itself).
         is_pure: (B, N) bool, slots of canvases that are nothing but noise.
     """
 
-    token_ids: Tensor
+    canvas_ids: Tensor
     is_corrupted: Tensor
     is_pure: Tensor
 
@@ -74,14 +73,15 @@ def corrupt(
     """
     device = batch.token_ids.device
     shape = tuple(batch.hole_mask.shape)
-    num_canvases = int(batch.canvas_index.max()) + 1 if shape[1] else 1
+    num_canvases = max(1, shape[1] // min(HOLE_LENGTHS))  # at most
     draws = torch.rand(2, shape[0], num_canvases, generator=generator, device=device)
     level = _LEAST_NOISE + (1.0 - _LEAST_NOISE) * draws[0]
     level = level.gather(1, batch.canvas_index)  # (B, N)
     kind = draws[1].gather(1, batch.canvas_index)
     is_pure = kind < pure_noise_share
     has_front = ~is_pure & (kind < pure_noise_share + front_noise_share)
-    is_text = batch.hole_mask & (batch.token_ids[:, batch.is_canvas] != PAD_ID)
+    clean = batch.token_ids[:, batch.num_document_tokens :]
+    is_text = batch.hole_mask & (clean != PAD_ID)
     num_text = torch.zeros(draws.shape[1:], device=device)
     num_text = num_text.scatter_add(1, batch.canvas_index, is_text.float())
     # The level is a share of the slots in both kinds: how many are noise.
@@ -94,10 +94,7 @@ def corrupt(
     if noise == "hybrid":
         absorbed = torch.rand(shape, generator=generator, device=device) < _ABSORBING_SHARE
         redrawn = torch.where(absorbed, ABSORBING_ID, redrawn)
-    token_ids = batch.token_ids.clone()
-    clean = token_ids[:, batch.is_canvas]
-    token_ids[:, batch.is_canvas] = torch.where(is_corrupted, redrawn, clean)
-    return Corruption(token_ids, is_corrupted, is_pure)
+    return Corruption(torch.where(is_corrupted, redrawn, clean), is_corrupted, is_pure)
 
 
 @dataclass(frozen=True)
@@ -119,54 +116,27 @@ class Losses:
     pad: float
 
 
-@torch.no_grad()
-def previous_logits(model: DiffusionGemma, batch: Batch, corruption: Corruption) -> Tensor:
-    """What a pass without self-conditioning believes, clamped as the sampler clamps: (B, N, V)."""
-    hidden = model.forward_joint(
-        corruption.token_ids,
-        batch.is_canvas,
-        batch.position_ids,
-        batch.sliding_mask,
-        batch.full_mask,
-    )
-    logits = model.logits(hidden[:, batch.is_canvas])
-    clean = batch.token_ids[:, batch.is_canvas]
-    return clamp_logits(logits, clean, batch.hole_mask)
-
-
 def compute_losses(
-    model: DiffusionGemma, batch: Batch, corruption: Corruption, conditioning: Tensor | None
+    streams: Streams, batch: Batch, corruption: Corruption, self_condition: bool
 ) -> Losses:
-    """Forward and loss of one batch.
-
-    Args:
-        model: the model.
-        batch: clean.
-        corruption: of this batch.
-        conditioning: what `previous_logits` returned, or None. Not to be computed under the same
-            autocast context: that would keep casts of the weights that have no gradient.
-    """
-    with router_logits(model) as routed:
-        hidden = model.forward_joint(
-            corruption.token_ids,
-            batch.is_canvas,
-            batch.position_ids,
-            batch.sliding_mask,
-            batch.full_mask,
-            conditioning,
-        )
-    length = batch.num_document_tokens
+    """Forward and loss of one batch, with a first pass over the canvases or without."""
+    model, length = streams.model, batch.num_document_tokens
+    masks = streams.masks(batch)
+    encoded = streams.encode(batch, masks)
     scored = batch.document_weight[:, 1:] > 0  # (B, L - 1)
     causal, _ = _cross_entropy(
-        model, hidden[:, : length - 1][scored], batch.token_ids[:, 1:length][scored]
+        model, encoded.hidden[:, : length - 1][scored], batch.token_ids[:, 1:length][scored]
     )
-    total = causal + router_loss(routed, model)
-    slots = batch.hole_mask
-    if not slots.any():
+    if not batch.num_canvas_tokens:
+        total = causal + router_loss(encoded.router_scores, model)
         nan = float("nan")
         return Losses(total, causal, torch.tensor(nan), nan, nan, nan, nan, nan)
-    target = batch.token_ids[:, batch.is_canvas][slots]
-    canvas, losses = _cross_entropy(model, hidden[:, batch.is_canvas][slots], target)
+    canvas_ids, slots = corruption.canvas_ids, batch.hole_mask
+    soft = streams.first_pass(batch, masks, canvas_ids, encoded) if self_condition else None
+    hidden, scores = streams.decode(batch, masks, canvas_ids, encoded, soft)
+    routed = [torch.cat(pair) for pair in zip(encoded.router_scores, scores, strict=True)]
+    target = batch.token_ids[:, length:][slots]
+    canvas, losses = _cross_entropy(model, hidden[slots], target)
     is_text = target != PAD_ID
     is_corrupted = corruption.is_corrupted[slots]
     is_pure = corruption.is_pure[slots]
@@ -176,7 +146,7 @@ def compute_losses(
         return float(losses[where].mean())
 
     return Losses(
-        total=total + canvas,
+        total=causal + canvas + router_loss(routed, model),
         causal=causal,
         canvas=canvas,
         t1=mean(is_text & is_pure),
@@ -193,24 +163,8 @@ def _cross_entropy(model: DiffusionGemma, hidden: Tensor, target: Tensor) -> tup
     return softcapped_cross_entropy(model.norm(hidden), model.embed_tokens.weight, target, cap)
 
 
-@contextmanager
-def router_logits(model: DiffusionGemma) -> Iterator[list[Tensor]]:
-    """Collect every layer's (tokens, E) router logits of the forward passes inside."""
-    collected: list[Tensor] = []
-
-    def collect(module: nn.Module, inputs: object, output: Tensor) -> None:
-        collected.append(output)
-
-    handles = [layer.router.proj.register_forward_hook(collect) for layer in model.layers]
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def router_loss(collected: list[Tensor], model: DiffusionGemma) -> Tensor:
-    """Even use of the experts, and small router logits. Summed with its weights.
+    """Even use of the experts, and small router logits; a mean over layers.
 
     Source: Switch Transformers (load balance), ST-MoE (z-loss).
     """

@@ -147,6 +147,10 @@ class Batch:
     def num_document_tokens(self) -> int:
         return self.document_weight.shape[1]
 
+    @property
+    def num_canvas_tokens(self) -> int:
+        return self.hole_mask.shape[1]
+
     # The masks are by far the largest part: each is built where it is used, when it is.
 
     @cached_property

@@ -37,11 +37,12 @@ from dgemma_engine.model import DiffusionGemma
 
 from .corpus import read_documents
 from .documents import tokenize
-from .fast_kernels import compile_layers, training_kernels
+from .fast_kernels import training_kernels
 from .initialise import SIZES, build_config, initialise
-from .objective import Losses, Noise, compute_losses, corrupt, previous_logits
+from .objective import Losses, Noise, compute_losses, corrupt
 from .optimizer import build_optimizers
 from .rows import Batch, Mixture, RowSource
+from .streams import Streams
 
 CAUSAL_ONLY = Mixture(block=0.0, exact=0.0, slack=1.0, canvas_tokens=0)
 # Blocks give many targets per canvas and teach denoising fast; editors ask for slack holes.
@@ -174,12 +175,13 @@ class Trainer:
         num_processes: int = 1,
         workers: int = 0,
         compiled: bool = False,
+        in_blocks: bool = False,
     ) -> None:
         """Build everything; see `_worker`.
 
         Args:
             workers: processes that cut rows ahead of time; 0 cuts each batch when it is needed.
-            compiled: run the layers through torch.compile.
+            compiled, in_blocks: see `Streams`.
         """
         self.options = options
         self.config_json = build_config(options.size, vocab_size)
@@ -197,8 +199,7 @@ class Trainer:
         self._share = 0.0
         self._workers = workers
         self._batches: Iterator[Batch] | None = None
-        if compiled:
-            compile_layers(self.model)
+        self._streams = Streams(self.model, compiled=compiled, in_blocks=in_blocks)
 
     def share_done(self) -> float:
         """Progress through the schedule, from 0 to 1, the same in every process."""
@@ -295,12 +296,8 @@ class Trainer:
         corruption = corrupt(
             batch, self.config.vocab_size, options.noise, pure_noise, front_noise, generator
         )
-        conditioning: Tensor | None = None
-        if self_condition and batch.hole_mask.any():
-            with self._autocast(), training_kernels(self.device):
-                conditioning = previous_logits(self.model, batch, corruption)
         with self._autocast(), training_kernels(self.device):
-            return compute_losses(self.model, batch, corruption, conditioning)
+            return compute_losses(self._streams, batch, corruption, self_condition)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -520,6 +517,7 @@ def _worker(rank: int, arguments: argparse.Namespace, options: Options) -> None:
         arguments.processes,
         arguments.workers,
         arguments.compile,
+        arguments.blocks,
     )
     if arguments.init_from is not None:
         weights = load_checkpoint(arguments.init_from, arguments.device, "float32").state_dict()
@@ -555,6 +553,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that cut rows")
     parser.add_argument("--compile", action="store_true", help="compile the layers (for a GPU)")
+    parser.add_argument("--blocks", action="store_true", help="attend in blocks (GPU only)")
     parser.add_argument("--checkpoint-minutes", type=float, default=2.0)
     for option in dataclasses.fields(Options):
         default = option.default

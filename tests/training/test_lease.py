@@ -64,10 +64,10 @@ def test_check_and_noise_report_as_json(archive, tmp_path, monkeypatch):
     """Throughput of each form, an error where one fails, and both kinds of noise."""
     lease = Lease(archive, tmp_path / "state", tmp_path / "out", OPTIONS, "cpu")
 
-    def refuse(model):
+    def refuse(function, **options):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr("training.train.compile_layers", refuse)
+    monkeypatch.setattr("training.streams.torch.compile", refuse)
     found = lease.check(0.1, workers=0)
     assert found["plain, both"]["tokens_per_second"] > 0
     assert "no compiler here" in found["compiled, both"]["error"]

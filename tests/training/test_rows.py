@@ -82,10 +82,7 @@ def test_corruption_never_touches_clamped_tokens(source):
     for noise in ("uniform", "hybrid"):
         generator = torch.Generator().manual_seed(1)
         corruption = corrupt(batch, 600, noise, 0.2, 0.3, generator)
-        clean, noisy = batch.token_ids[:, batch.is_canvas], corruption.token_ids[:, batch.is_canvas]
-        assert torch.equal(
-            corruption.token_ids[:, ~batch.is_canvas], batch.token_ids[:, ~batch.is_canvas]
-        )
+        clean, noisy = batch.token_ids[:, batch.is_canvas], corruption.canvas_ids
         assert torch.equal(clean[~batch.hole_mask], noisy[~batch.hole_mask])
         assert torch.equal(
             clean[batch.hole_mask & ~corruption.is_corrupted],

@@ -11,9 +11,9 @@ from dgemma_engine import InfillRequest, load_engine, load_model
 from dgemma_kernels import attention, moe_experts
 from training.fast_kernels import (
     dense_experts,
+    device_attention,
     masked_attention,
     softcapped_cross_entropy,
-    ungrouped_attention,
 )
 from training.optimizer import Muon, orthogonalize
 from training.pack import pack
@@ -104,7 +104,7 @@ def test_what_is_packed_loads(source, tokenizer, tmp_path):
     assert "| own | 1 | Apache-2.0 | train |" in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("form", [masked_attention, ungrouped_attention])
+@pytest.mark.parametrize("form", [masked_attention, device_attention])
 def test_training_attention_equals_the_kernel(form):
     """The trainer's forms and the engine's agree, forward and backward."""
     generator = torch.Generator().manual_seed(0)
