@@ -5,7 +5,7 @@ The layout is the one of `canvas.py`, which training builds its rows with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from ..canvas import EOM_ID, EXACT_ID, MID_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..special_tokens import LANGUAGE_TAGS
 from ..tokenizer import Tokenizer
@@ -33,6 +34,9 @@ class MarkerLayout:
         prefix_tokens: longest prefix.
         suffix_tokens: longest suffix that the encoder reads; the canvas holds the head of it again.
         drafts: how many are denoised at once, from different noise; the likeliest is the fill.
+        line_candidates: lengths of a line's fill in tokens, of which the likeliest `drafts` are
+            drafted at once and compared by what they make of the suffix; none leaves the length to
+            the end mark.
         left_to_right: kinds of holes that `Decoder.AUTO` leaves to the encoder, because it fills
             them better.
     """
@@ -44,6 +48,7 @@ class MarkerLayout:
     prefix_tokens: int = 320
     suffix_tokens: int = 64
     drafts: int = 1
+    line_candidates: tuple[int, ...] = ()
     left_to_right: tuple[HoleKind, ...] = ()
 
     @classmethod
@@ -54,7 +59,7 @@ class MarkerLayout:
             CheckpointError: an unknown key.
         """
         values = dict(infill_config.get("layout", {}))
-        for name in ("canvas_lengths", "hole_lengths"):
+        for name in ("canvas_lengths", "hole_lengths", "line_candidates"):
             if name in values:
                 values[name] = tuple(sorted(values[name]))
         try:
@@ -112,32 +117,52 @@ class MarkerStrategy:
         tag = LANGUAGE_TAGS.get(request.language_id)
         tag_id = tokenizer.token_id(tag) if tag is not None else None
         is_line = request.kind is HoleKind.LINE
-        if request.num_tokens is None:
-            marker, banned = MID_ID, self._banned
-            hole_length = layout.hole_length(request.kind, request.max_tokens)
-        else:
-            marker, banned = EXACT_ID, self._specials
-            hole_length = min(request.num_tokens, layout.hole_lengths[-1])
-        canvas_length = layout.canvas_length(hole_length)
-        token_ids, hole = marked_canvas(hole_length, suffix_ids, canvas_length, marker)
         first_allowed = continuing(tokenizer, healed, self._vocab_size, self._device)
-        canvas = Canvas(
-            torch.tensor([token_ids] * layout.drafts, device=self._device),
-            torch.tensor([hole] * layout.drafts, device=self._device),
-            banned=banned | self._line_breaks if is_line else banned,
-            first_allowed=first_allowed,
-        )
+        line_breaks = self._line_breaks if is_line else torch.zeros_like(self._line_breaks)
+
+        def build(lengths: Sequence[int], marker: int) -> Canvas:
+            """A row for each hole length, all in the smallest canvas that holds them."""
+            canvas_length = max(map(layout.canvas_length, lengths))
+            rows = [marked_canvas(size, suffix_ids, canvas_length, marker) for size in lengths]
+            banned = self._banned if marker == MID_ID else self._specials
+            return Canvas(
+                torch.tensor([token_ids for token_ids, _ in rows], device=self._device),
+                torch.tensor([hole for _, hole in rows], device=self._device),
+                banned=banned | line_breaks,
+                first_allowed=first_allowed,
+            )
+
+        def build_exact(lengths: Sequence[int]) -> Canvas:
+            return build(lengths, EXACT_ID)
+
+        longest = layout.hole_lengths[-1]
+        candidates: tuple[int, ...] = ()
+        if request.num_tokens is not None:
+            canvas = build_exact([min(request.num_tokens, longest)])
+        else:
+            size = layout.hole_length(request.kind, request.max_tokens)
+            if is_line:
+                most = min(size - 1, request.max_tokens)
+                candidates = tuple(length for length in layout.line_candidates if length <= most)
+            canvas = build([size] * (1 if candidates else layout.drafts), MID_ID)
+        is_auto_left_to_right = request.kind in layout.left_to_right
         return InfillPlan(
             marked_prompt(tag_id, suffix_ids, prefix_ids),
             canvas,
             healed,
             rules=CausalRules(
                 self._specials & ~self._is_end,
-                self._is_end | self._line_breaks if is_line else self._is_end,
+                self._is_end | line_breaks,
                 first_allowed,
             ),
-            decoder=(
-                Decoder.LEFT_TO_RIGHT if request.kind in layout.left_to_right else Decoder.DIFFUSION
+            decoder=Decoder.LEFT_TO_RIGHT if is_auto_left_to_right else Decoder.DIFFUSION,
+            candidates=candidates,
+            num_drafts=layout.drafts,
+            exact_canvas=build_exact,
+            judge=JudgePrompt(
+                marked_prompt(tag_id, [], prefix_ids),
+                healed.decode("utf-8", errors="ignore"),
+                request.suffix,
             ),
         )
 

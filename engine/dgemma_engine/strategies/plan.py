@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..canvas import Canvas
 from ..config import ModelConfig
+from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..tokenizer import Tokenizer
 from ..types import Decoder, HoleKind, InfillRequest
@@ -29,6 +30,11 @@ class InfillPlan:
         rules: how the fill reads from left to right; None for models whose encoder was not trained
             to go on after such a prompt.
         decoder: what `Decoder.AUTO` means for this request.
+        candidates: lengths of which the likeliest are drafted and compared, none to let the canvas
+            decide by an end mark. Then `canvas` only shows how likely each length is.
+        num_drafts: how many of the candidates are drafted.
+        exact_canvas: the canvas of some of these lengths, a row each.
+        judge: what drafts are compared by; None where there is only one.
     """
 
     prompt_ids: list[int]
@@ -37,6 +43,10 @@ class InfillPlan:
     may_continue: bool = False
     rules: CausalRules | None = None
     decoder: Decoder = Decoder.DIFFUSION
+    candidates: tuple[int, ...] = ()
+    num_drafts: int = 1
+    exact_canvas: Callable[[Sequence[int]], Canvas] | None = None
+    judge: JudgePrompt | None = None
 
 
 class InfillStrategy(Protocol):

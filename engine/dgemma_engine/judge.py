@@ -1,0 +1,93 @@
+"""Which of several texts belongs between a prefix and a suffix.
+
+The encoder reads each text between the prefix and the head of the suffix, without having been shown
+the suffix before: P(text, suffix | prefix). A text that is too long repeats what follows, one that
+is too short leaves it hanging, and both make the suffix unlikely, so that texts of different
+lengths can be compared, which neither their own probabilities nor the canvas' confidences allow.
+
+`length_posterior` is the cheaper look that comes first: which lengths are worth drafting at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cache import PrefixCache
+from .canvas import EOM_ID, PAD_ID
+from .model import DiffusionGemma
+from .tokenizer import Tokenizer
+
+# More of the suffix than this says hardly more about the hole.
+_SUFFIX_TOKENS = 8
+_SUFFIX_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePrompt:
+    """What a text is judged between.
+
+    Attributes:
+        prompt_ids: the prefix as a document that has no suffix, up to the healed cut.
+        healed: text of the prefix behind the cut.
+        suffix: text after the hole.
+    """
+
+    prompt_ids: list[int]
+    healed: str
+    suffix: str
+
+
+class Judge:
+    """Judges texts with a model's encoder; keeps the prefix encoded between calls."""
+
+    def __init__(self, model: DiffusionGemma, tokenizer: Tokenizer) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._prefix_cache = PrefixCache(model)
+
+    @torch.no_grad()
+    def scores(self, prompt: JudgePrompt, texts: Sequence[str]) -> list[float]:
+        """log P(text, head of the suffix | prefix) of each text, nats.
+
+        Where the suffix is cut off is counted in tokens after the text, so that all texts answer
+        for about as much of it.
+        """
+        encode, head = self._tokenizer.encode, prompt.suffix[:_SUFFIX_CHARS]
+        rows = []
+        for text in texts:
+            own = encode(prompt.healed + text)
+            rows.append(encode(prompt.healed + text + head)[: len(own) + _SUFFIX_TOKENS])
+        width = max(map(len, rows))
+        if width == 0:
+            return [0.0] * len(texts)
+        cache, _ = self._prefix_cache.encode(prompt.prompt_ids)
+        last = prompt.prompt_ids[-1]
+        padded = [[last, *row, *([0] * (width - len(row)))] for row in rows]
+        logits = self._model.continuation_logits(
+            torch.tensor(padded, device=self._model.device), cache, len(prompt.prompt_ids) - 1
+        )
+        chances = logits.log_softmax(dim=-1)
+        return [
+            float(chances[index, range(len(row)), row].sum()) if row else 0.0
+            for index, row in enumerate(rows)
+        ]
+
+
+def length_posterior(logits: Tensor) -> Tensor:
+    """How long the text is, by a first look at a hole that is longer than its text.
+
+    A slot holds padding or the end mark exactly if the text is no longer than the slots before it.
+
+    Args:
+        logits: (M, V) float32, of the hole's slots in order.
+    Returns:
+        (M,) float32, the probability of each length 0 .. M - 1; sums to at most 1.
+    """
+    probabilities = logits.softmax(dim=-1)
+    has_ended = probabilities[:, EOM_ID] + probabilities[:, PAD_ID]  # by slot: length <= slot
+    at_most = torch.cummax(has_ended, dim=0).values
+    return torch.diff(at_most, prepend=at_most.new_zeros(1))

@@ -1,0 +1,108 @@
+"""Texts of different lengths, compared by what they make of the suffix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgemma_engine import Decoder, HoleKind, InfillRequest
+from dgemma_engine.canvas import EOM_ID, PAD_ID
+from dgemma_engine.infill import DiffusionEngine, build_engine
+from dgemma_engine.judge import Judge, JudgePrompt, length_posterior
+
+from .test_left_to_right import joint_logits
+from .tiny import SAMPLE, save_checkpoint
+
+CANDIDATES = (1, 2, 4, 6)
+
+
+def engine_of(folder: Path, **layout: object) -> DiffusionEngine:
+    save_checkpoint(folder)
+    (folder / "infill_config.json").write_text(json.dumps({"layout": layout}), encoding="utf-8")
+    return build_engine(str(folder))
+
+
+def request(suffix: str | None = None, **changes: object) -> InfillRequest:
+    cursor = SAMPLE.index("left + right") + 2
+    values: dict[str, object] = {
+        "prefix": SAMPLE[:cursor],
+        "suffix": SAMPLE[cursor + 8 :] if suffix is None else suffix,
+        "language_id": "python",
+        "max_tokens": 20,
+    }
+    return InfillRequest(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_scores_are_chains_over_text_and_suffix(tmp_path: Path) -> None:
+    """Each text as if it were alone, in whatever company, on a warm cache as on a cold one."""
+    engine = engine_of(tmp_path)
+    model, tokenizer = engine.model, engine.tokenizer
+    prompt = JudgePrompt(list(range(100, 130)), "le", "right)\nreturn x\n")
+    texts = ["ft", "ft + (", "", "ft + right"]
+    judge = Judge(model, tokenizer)
+    for _ in range(2):
+        for text, actual in zip(texts, judge.scores(prompt, texts), strict=True):
+            own = len(tokenizer.encode("le" + text))
+            ids = tokenizer.encode("le" + text + prompt.suffix)[: own + 8]
+            chances = joint_logits(model, prompt.prompt_ids + ids).log_softmax(-1)
+            start = len(prompt.prompt_ids) - 1
+            expected = sum(float(chances[start + i, token]) for i, token in enumerate(ids))
+            assert actual == pytest.approx(expected, abs=1e-2)
+
+
+def test_lengths_are_read_off_the_first_look() -> None:
+    """The chance of a length is that of the text ending right before a slot."""
+    logits = torch.full((4, 20), -30.0)
+    for slot, has_ended in enumerate((0.1, 0.1, 0.6, 0.9)):
+        half = torch.tensor(has_ended / 2).log()
+        logits[slot, EOM_ID] = logits[slot, PAD_ID] = half
+        logits[slot, 15] = torch.tensor(1 - has_ended).log()
+    torch.testing.assert_close(
+        length_posterior(logits), torch.tensor([0.1, 0.0, 0.5, 0.3]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_best_of_all_lengths_is_taken(tmp_path: Path) -> None:
+    """Every candidate is drafted; the fill is the one that the judge prefers."""
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES, drafts=len(CANDIDATES))
+    drafted: list[list[str]] = []
+    judged = engine._judge.scores
+
+    def watch(prompt: JudgePrompt, texts: list[str]) -> list[float]:
+        drafted.append(list(texts))
+        return judged(prompt, texts)
+
+    engine._judge.scores = watch  # type: ignore[method-assign]
+    result = engine.fill(request())
+    (texts,) = drafted
+    assert len(texts) == len(CANDIDATES)
+    assert len(result.token_ids) in CANDIDATES
+    scores = judged(engine.strategy.plan(request()).judge, texts)
+    assert result.text == texts[scores.index(max(scores))]
+    assert result.num_passes > 1, "the first look at the lengths counts"
+
+
+def test_candidates_respect_the_request(tmp_path: Path) -> None:
+    """No candidate beyond max_tokens; none for blocks; a known length needs none."""
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES, drafts=2)
+    plan = engine.strategy.plan
+    assert plan(request(max_tokens=4)).candidates == (1, 2, 4)
+    assert plan(request(kind=HoleKind.BLOCK)).candidates == ()
+    assert plan(request(num_tokens=5)).candidates == ()
+    assert len(engine.fill(request(num_tokens=5)).token_ids) == 5
+
+
+def test_a_fill_is_cut_where_the_line_goes_on(tmp_path: Path) -> None:
+    """Left to right, in the middle of a line: the start that fits best before what follows."""
+    engine = engine_of(tmp_path)
+    at_end = request("\n    return 1\n", decoder=Decoder.LEFT_TO_RIGHT)
+    # Starts of 5 to 20 tokens are compared; this judge prefers the fifth of them.
+    engine._judge.scores = lambda prompt, texts: [float(i == 4) for i in range(len(texts))]
+    whole = engine.fill(at_end)
+    assert len(whole.token_ids) == 20, "at the end of a line nothing is cut"
+    middle = engine.fill(request(") + 1\n", decoder=Decoder.LEFT_TO_RIGHT))
+    assert len(middle.token_ids) == 9
+    assert len(middle.prefix_confidences) == len(middle.token_ids)
