@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -491,8 +492,21 @@ def _evaluate_and_save(trainer: Trainer, folder: Path) -> None:
     trainer.progress.seconds += time.monotonic() - started
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would train on, and write over the next run's checkpoint."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
 def _worker(rank: int, arguments: argparse.Namespace, options: Options) -> None:
     if arguments.processes > 1:
+        _end_with_parent()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         store = f"file://{(arguments.out / 'rendezvous').resolve()}"
         torch.distributed.init_process_group(
