@@ -28,6 +28,7 @@ from .errors import CheckpointError, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
 from .model import DiffusionGemma
+from .run_form import fastest_dtype
 from .sampler import noise
 from .stopping import StableAndConfident, StableText, StoppingCriterion
 from .strategies import InfillPlan, InfillStrategy, choose_strategy
@@ -62,7 +63,8 @@ def build_engine(
 ) -> DiffusionEngine:
     """Load a checkpoint and the strategy that suits it; see `dgemma_engine.load_engine`.
 
-    For a small model on a CPU this sets torch to one thread, for the whole process.
+    For a small model on a CPU this sets torch to one thread, for the whole process; a larger one
+    runs there in float32 or bfloat16, whichever is faster (`dtype="auto"`).
 
     Args:
         strategy: see `choose_strategy`.
@@ -79,8 +81,11 @@ def build_engine(
         )
     loaded = load_checkpoint(folder, device, dtype)
     num_parameters = sum(parameter.numel() for parameter in loaded.parameters())
-    if loaded.device.type == "cpu" and num_parameters < _SINGLE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
+    if loaded.device.type == "cpu":
+        if num_parameters < _SINGLE_THREAD_PARAMETERS:
+            torch.set_num_threads(1)
+        elif dtype == "auto" and loaded.dtype is torch.float32:
+            loaded.to(fastest_dtype(loaded))
     infill_path = folder / "infill_config.json"
     infill_config = read_json(infill_path) if infill_path.exists() else {}
     chosen = choose_strategy(strategy, tokenizer, config, infill_config, loaded.device)
