@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .cache import KVCache, PrefixCache
 from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs, read_json
 from .config import SamplerConfig
 from .denoise import DenoisingStep, denoise
+from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
 from .errors import CheckpointError, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
@@ -93,20 +93,10 @@ def build_engine(
     return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold)
 
 
-class _Draft(NamedTuple):
-    """One row's hole, read up to its end."""
-
-    token_ids: list[int]
-    confidences: list[float]
-    entropies: list[float]
-    accepted: list[bool]
-    has_ended: bool
-
-
 class _Fill(NamedTuple):
     """What a decoder came to; `chain` is None where nothing can read it from left to right."""
 
-    draft: _Draft
+    draft: Draft
     num_passes: int
     stop_reason: StopReason
     chain: Chain | None
@@ -218,7 +208,7 @@ class DiffusionEngine:
     ) -> _Fill:
         assert plan.rules is not None
         reason = StopReason.END
-        num_passes, draft = 0, _Draft([], [], [0.0], [], has_ended=False)
+        num_passes, draft = 0, Draft([], [], [0.0], [], has_ended=False)
         chain = Chain((), (), 0.0)
         for chain in decode_left_to_right(
             self._prefix_cache,
@@ -230,9 +220,9 @@ class DiffusionEngine:
         ):
             confidences = [math.exp(value) for value in chain.log_probabilities]
             # The entropy of two outcomes, this token and any other: a lower bound of the true one.
-            entropies = [_binary_entropy(value) for value in confidences] or [0.0]
+            entropies = [binary_entropy(value) for value in confidences] or [0.0]
             has_written = len(chain.token_ids) > len(draft.token_ids)
-            draft = _Draft(
+            draft = Draft(
                 list(chain.token_ids), confidences, entropies, [True] * len(confidences), True
             )
             num_passes += 1
@@ -251,10 +241,10 @@ class DiffusionEngine:
         self,
         plan: InfillPlan,
         rules: CausalRules,
-        draft: _Draft,
+        draft: Draft,
         chain: Chain,
         request: InfillRequest,
-    ) -> tuple[_Draft, Chain]:
+    ) -> tuple[Draft, Chain]:
         """Where the line goes on behind the hole, the start of the fill that fits best before it.
 
         Left to right tends to write the line to its end, whatever follows: in 7 of 10 argument
@@ -270,13 +260,7 @@ class DiffusionEngine:
         size = sizes[max(range(len(scores)), key=scores.__getitem__)]
         if size == length:
             return draft, chain
-        cut = _Draft(
-            draft.token_ids[:size],
-            draft.confidences[:size],
-            draft.entropies[:size],
-            draft.accepted[:size],
-            has_ended=True,
-        )
+        cut = draft.start(size)
         (again,) = read_left_to_right(
             self.model,
             self._prefix_cache.encode(plan.prompt_ids)[0],
@@ -310,7 +294,7 @@ class DiffusionEngine:
             canvas = plan.exact_canvas(self._likely_lengths(cache, plan, generator))
             num_passes += 1
 
-        done = _Draft([], [], [], [], has_ended=False)
+        done = Draft([], [], [], [], has_ended=False)
         while True:
             reason, last = StopReason.MAX_STEPS, None
             for last in denoise(
@@ -318,7 +302,7 @@ class DiffusionEngine:
             ):
                 num_passes += 1
                 if on_step is not None:
-                    shown = _join(done, self._read(last, canvas, _surest_row(last, canvas)))
+                    shown = join(done, self._read(last, canvas, surest_row(last, canvas)))
                     on_step(self._show(last.step, config.max_denoising_steps, shown, plan, request))
                 reason = last.stop_reason or reason
                 if request.deadline is not None and time.monotonic() >= request.deadline:
@@ -329,7 +313,7 @@ class DiffusionEngine:
                 drafts = [self._read(last, canvas, row) for row in range(len(canvas.token_ids))]
                 draft, chain = self._choose(cache, plan, plan.rules, drafts, request)
                 return _Fill(draft, num_passes, reason, chain)
-            done = _join(done, self._read(last, canvas, _surest_row(last, canvas)))
+            done = join(done, self._read(last, canvas, surest_row(last, canvas)))
             is_full = len(done.token_ids) >= request.max_tokens or reason is StopReason.DEADLINE
             if done.has_ended or is_full or not plan.may_continue:
                 return _Fill(done, num_passes, reason, None)
@@ -343,9 +327,9 @@ class DiffusionEngine:
         cache: KVCache,
         plan: InfillPlan,
         rules: CausalRules,
-        drafts: list[_Draft],
+        drafts: list[Draft],
         request: InfillRequest,
-    ) -> tuple[_Draft, Chain]:
+    ) -> tuple[Draft, Chain]:
         """The draft that fits best before the suffix; an empty one only if there is no other."""
         own = [draft for draft in drafts if draft.token_ids] or drafts[:1]
         best = own[0]
@@ -390,33 +374,15 @@ class DiffusionEngine:
         """One pass over all candidate lengths; the rows that promise most."""
         once = dataclasses.replace(config, max_denoising_steps=1)
         (step,) = denoise(self.model, cache, canvas, once, generator, [], cancel)
-        scores = _mean_log_confidence(step, canvas)
+        scores = mean_log_confidence(step, canvas)
         best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
         return canvas.select(best)
 
-    def _read(self, step: DenoisingStep, canvas: Canvas, row: int) -> _Draft:
-        """A row's hole, up to its first end token."""
-        hole = canvas.hole_mask[row]
-        token_ids = step.argmax_canvas[row, hole].tolist()
-        length = next(
-            (
-                index
-                for index, token_id in enumerate(token_ids)
-                if token_id in self.strategy.end_token_ids
-            ),
-            len(token_ids),
-        )
-        return _Draft(
-            token_ids=token_ids[:length],
-            confidences=step.confidence[row, hole].tolist()[:length],
-            # An empty fill is as sure as its end mark.
-            entropies=step.entropy[row, hole].tolist()[: max(1, length)],
-            accepted=step.accepted[row, hole].tolist()[:length],
-            has_ended=length < len(token_ids) or not self.strategy.end_token_ids,
-        )
+    def _read(self, step: DenoisingStep, canvas: Canvas, row: int) -> Draft:
+        return read_draft(step, canvas, row, self.strategy.end_token_ids)
 
     def _show(
-        self, step: int, max_steps: int, draft: _Draft, plan: InfillPlan, request: InfillRequest
+        self, step: int, max_steps: int, draft: Draft, plan: InfillPlan, request: InfillRequest
     ) -> DraftStep:
         texts = [self.tokenizer.decode([token_id]) for token_id in draft.token_ids]
         if texts:  # what the first token repeats of the prefix is not part of the draft
@@ -442,28 +408,3 @@ class DiffusionEngine:
     def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
         text = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
         return self.strategy.cut(text.decode("utf-8", errors="ignore"), request)
-
-
-def _join(done: _Draft, more: _Draft) -> _Draft:
-    return _Draft(
-        done.token_ids + more.token_ids,
-        done.confidences + more.confidences,
-        done.entropies + more.entropies,
-        done.accepted + more.accepted,
-        more.has_ended,
-    )
-
-
-def _surest_row(step: DenoisingStep, canvas: Canvas) -> int:
-    return int(_mean_log_confidence(step, canvas).argmax())
-
-
-def _binary_entropy(probability: float) -> float:
-    """Nats."""
-    return -sum(p * math.log(p) for p in (probability, 1.0 - probability) if p > 0.0)
-
-
-def _mean_log_confidence(step: DenoisingStep, canvas: Canvas) -> Tensor:
-    """(N,) how sure each row is of its hole's draft: mean log-probability over the hole."""
-    log_confidence = step.confidence.clamp_min(1e-30).log() * canvas.hole_mask
-    return log_confidence.sum(dim=-1) / canvas.hole_mask.sum(dim=-1)
