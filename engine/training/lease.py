@@ -1,21 +1,25 @@
 """A whole training run on a GPU that is lent for half an hour, ten minutes a command.
 
-    python -m training.lease carry  --corpus corpus --archive .lease/corpus.tar.xz  # at home
-    python -m training.lease check  --archive ... --state /tmp/state --out $OUT     # on the GPU
-    python -m training.lease noise  --archive ... --state /tmp/state --out $OUT
-    python -m training.lease train  --archive ... --state /tmp/state --out $OUT     # and again
-    python -m training.lease unpack --files DIR --checkpoint FOLDER                 # at home
+    python -m training.lease carry    --corpus corpus --archive .lease/corpus.tar.xz  # at home
+    python -m training.lease check    --archive ... --state /tmp/state --out $OUT     # on the GPU
+    python -m training.lease noise    --archive ... --state /tmp/state --out $OUT
+    python -m training.lease train    --archive ... --state /tmp/state --out $OUT     # and again
+    python -m training.lease evaluate --archive ... --state /tmp/state --out $OUT
+    python -m training.lease unpack   --files DIR --checkpoint FOLDER                 # at home
 
 The GPU machine has torch, numpy, tokenizers and safetensors, no network and nothing of ours: the
-archive brings the corpus, PYTHONPATH=engine:kernels the code. `train` resumes from `--state`, stops
-in time, and puts the packed checkpoint into `--out` in few files of at most 16 MiB, every time.
-`--smoke` runs any of them in seconds, at a tiny size, on a CPU.
+archive brings the corpus, PYTHONPATH=engine:kernels the code. `check` finds the fastest form that
+computes what the plain one does, and `noise` the better noise; later commands take both from
+`--state`. `train` resumes from there, ends in time, and every few minutes puts the packed
+checkpoint into `--out`, in few files of at most 16 MiB. `--smoke` runs any of them in seconds, at a
+tiny size, on a CPU. README.md has the sequence with its times.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import tarfile
 import time
@@ -23,24 +27,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from dgemma_engine import load_engine
+from dgemma_engine.checkpoint import load_checkpoint
+from dgemma_engine.types import Decoder
+
 from .corpus import read_documents
-from .documents import tokenize
+from .documents import TokenizedDocument, tokenize
+from .fills import held_out_holes, score_fills
 from .pack import pack
 from .rows import RowSource
-from .train import Options, Trainer, run, save_checkpoint
+from .train import Options, Trainer, run
+
+_STARTED = time.monotonic()
 
 _CORPUS_FILES = ("documents.jsonl", "tokenizer.json", "statistics.json")
 _SMALL_FILES = "small_files.tar"
+_REPORTS = ("check.json", "noise.json", "evaluate.json")
 _LARGE_BYTES = 4 * 2**20  # a file above this travels by itself
+
+# Ways to run the same computation, the plain one first.
+FORMS: dict[str, dict[str, bool]] = {
+    "plain": {},
+    "compiled": {"compiled": True},
+    "blocks": {"compiled": True, "in_blocks": True},
+}
+# How far a form's loss and gradient may be from the plain one's, both in bfloat16.
+_LOSS_TOLERANCE, _LEAST_COSINE = 0.02, 0.98
 
 # Rows of 1024 document and as many canvas tokens, in shapes that never change, so that the layers
 # are compiled once for each phase. 64 rows a step should take half of an H200's memory (estimated;
 # `check` measures it).
 FULL = Options(
     size="33m",
-    minutes=22.0,
+    minutes=16.5,
     tokens_per_step=131_072,
     document_length=1024,
     long_share=0.0,
@@ -54,7 +76,7 @@ SMOKE = Options(size="tiny", minutes=0.1, tokens_per_step=1024, document_length=
 def carry(corpus: Path, archive: Path) -> None:
     """Pack a corpus folder into one archive; at most 60 MiB can be brought along."""
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w:xz") as tar:
+    with tarfile.open(archive, "w:xz", preset=9) as tar:
         for name in _CORPUS_FILES:
             tar.add(corpus / name, name)
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
@@ -64,9 +86,16 @@ class Lease:
     """What the commands on the GPU machine share: corpus, options, state."""
 
     def __init__(
-        self, archive: Path, state: Path, out: Path, options: Options, device: str
+        self,
+        archive: Path,
+        state: Path,
+        out: Path,
+        options: Options,
+        device: str,
+        workers: int = 0,
     ) -> None:
         self.state, self.out, self.options, self.device = state, out, options, device
+        self.workers = workers
         self.corpus = state / "corpus"
         state.mkdir(parents=True, exist_ok=True)
         out.mkdir(parents=True, exist_ok=True)
@@ -75,87 +104,124 @@ class Lease:
                 tar.extractall(self.corpus, filter="data")
         tokenizer = Tokenizer.from_file(str(self.corpus / "tokenizer.json"))
         documents = read_documents(self.corpus / "documents.jsonl")
-        self._sources = {
-            split: RowSource(
-                tokenize((d for d in documents if d.split == split), tokenizer), tokenizer
-            )
+        self._documents: dict[str, list[TokenizedDocument]] = {
+            split: tokenize((d for d in documents if d.split == split), tokenizer)
             for split in ("train", "held_out")
         }
+        self._sources = {split: RowSource(own, tokenizer) for split, own in self._documents.items()}
         self._vocab_size = tokenizer.get_vocab_size()
+        print(f"ready after {time.monotonic() - _STARTED:.0f} s", flush=True)
 
-    def trainer(self, options: Options, *, compiled: bool, workers: int) -> Trainer:
+    def trainer(self, options: Options, form: str) -> Trainer:
         return Trainer(
             options,
             self._vocab_size,
             self._sources["train"],
             self._sources["held_out"],
             self.device,
-            workers=workers,
-            compiled=compiled,
+            workers=self.workers,
+            **FORMS[form],
         )
 
-    def check(self, seconds: float, workers: int) -> dict[str, Any]:
-        """Tokens per second and memory, plain and compiled, with documents alone and with both."""
+    def choice(self, name: str, default: str) -> str:
+        """What an earlier command chose: the form, or the noise."""
+        path = self.state / f"{name}.json"
+        return str(json.loads(path.read_text())["choice"]) if path.exists() else default
+
+    def check(self, seconds: float) -> dict[str, Any]:
+        """Tokens per second and memory of every form, and the fastest of those that are right."""
         found: dict[str, Any] = {"torch": torch.__version__, "device": self.device}
-        for compiled in (False, True):
-            for phase, causal_share in (("documents", 1.0), ("both", 0.0)):
-                options = dataclasses.replace(
-                    self.options, minutes=1e9, causal_share=causal_share, editor_share=0.0
-                )
-                name = f"{'compiled' if compiled else 'plain'}, {phase}"
-                try:
-                    found[name] = self._throughput(options, seconds, compiled, workers)
-                except Exception as error:  # the other forms are still worth knowing
-                    found[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
-                print(name, json.dumps(found[name]), flush=True)
-        _write_json(found, self.out / "check.json")
+        expected = self._probe("plain")
+        rates: dict[str, int] = {}
+        for form in FORMS:
+            try:
+                agreement = _compare(expected, self._probe(form))
+                found[form] = {**agreement, **self._throughput(form, seconds)}
+                if agreement["agrees"]:
+                    rates[form] = found[form]["tokens_per_second"]
+            except Exception as error:  # the other forms are still worth knowing
+                found[form] = {"error": f"{type(error).__name__}: {error}"[:500]}
+            print(form, json.dumps(found[form]), flush=True)
+        found["choice"] = max(rates, key=lambda form: rates[form], default="plain")
+        self._write(found, "check")
         return found
 
-    def _throughput(
-        self, options: Options, seconds: float, compiled: bool, workers: int
-    ) -> dict[str, Any]:
-        trainer = self.trainer(options, compiled=compiled, workers=workers)
-        started = time.monotonic()
-        for _ in range(3):  # the first steps compile, with self-conditioning and without
-            trainer.train_step()
-        warm_up, tokens, began = time.monotonic() - started, 0, time.monotonic()
-        while time.monotonic() - began < seconds:
-            losses = trainer.train_step()
-            assert losses is not None
-            float(losses.total)  # waits for the device
-            tokens = trainer.progress.document_tokens + trainer.progress.canvas_tokens
-        steps = trainer.progress.step - 3
-        elapsed = time.monotonic() - began
-        tokens = tokens * steps // trainer.progress.step
-        result: dict[str, Any] = {
-            "tokens_per_second": round(tokens / elapsed),
-            "seconds_per_step": round(elapsed / max(1, steps), 4),
-            "warm_up_seconds": round(warm_up, 1),
-        }
-        if self.device.startswith("cuda"):
-            result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
-            torch.cuda.reset_peak_memory_stats()
+    def _probe(self, form: str) -> tuple[float, torch.Tensor]:
+        """Loss and gradient of the first weights on one small batch, both on the CPU."""
+        options = dataclasses.replace(
+            self.options,
+            minutes=1e9,
+            causal_share=0.0,
+            tokens_per_step=max(8 * 2 * self.options.document_length, 1),
+            noise="hybrid",
+        )
+        result = self.trainer(options, form).probe()
+        self._free()
         return result
 
-    def noise(self, minutes: float, *, compiled: bool, workers: int) -> dict[str, Any]:
+    def _throughput(self, form: str, seconds: float) -> dict[str, Any]:
+        """Of documents and canvases together, which is most of a run."""
+        options = dataclasses.replace(self.options, minutes=1e9, steps=0, causal_share=0.0)
+        trainer = self.trainer(options, form)
+        started = time.monotonic()
+        for _ in range(4):  # the first steps compile, with self-conditioning and without
+            trainer.train_step()
+        began, first_step = time.monotonic(), trainer.progress.step
+        while time.monotonic() - began < seconds or trainer.progress.step == first_step:
+            losses = trainer.train_step()
+            assert losses is not None
+            float(losses.total.detach())  # waits for the device
+        elapsed = time.monotonic() - began
+        progress = trainer.progress
+        steps = progress.step - first_step
+        tokens = (progress.document_tokens + progress.canvas_tokens) / progress.step * steps
+        result: dict[str, Any] = {
+            "tokens_per_second": round(tokens / elapsed),
+            "seconds_per_step": round(elapsed / steps, 4),
+            "warm_up_seconds": round(began - started, 1),
+        }
+        del trainer, losses
+        if self.device.startswith("cuda"):
+            result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        self._free()
+        return result
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def noise(self, minutes: float, form: str) -> dict[str, Any]:
         """Uniform beside hybrid noise: held-out losses of two short runs from the same start.
 
-        `t1` and `first` can be compared between them: text predicted from nothing but noise.
+        `t1` and `first` can be compared between them: text predicted from nothing but noise. The
+        other kind is chosen only if it is clearly better, since uniform is the published one.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for kind in ("uniform", "hybrid"):
             options = dataclasses.replace(self.options, minutes=minutes, noise=kind)
-            trainer = self.trainer(options, compiled=compiled, workers=workers)
+            trainer = self.trainer(options, form)
             while trainer.train_step() is not None:
                 pass
             found[kind] = {"steps": trainer.progress.step, **trainer.evaluate()}
             print(kind, json.dumps(found[kind]), flush=True)
-        _write_json(found, self.out / "noise.json")
+            del trainer
+            self._free()
+        gain = found["uniform"]["t1"] - found["hybrid"]["t1"]
+        found["choice"] = "hybrid" if gain > _CLEAR_GAIN else "uniform"
+        self._write(found, "noise")
         return found
 
-    def train(self, stop_after_minutes: float, *, compiled: bool, workers: int) -> None:
-        """Go on with the run, then pack what there is."""
-        trainer = self.trainer(self.options, compiled=compiled, workers=workers)
+    def train(self, until_minutes: float, form: str, init_from: Path | None = None) -> None:
+        """Go on with the run; pack at every second checkpoint, and what there is at the end.
+
+        Args:
+            until_minutes: since this command began, all told but for the last packing.
+            form: of `FORMS`.
+            init_from: packed checkpoint that a new run starts from.
+        """
+        trainer = self.trainer(self.options, form)
         folder = self.state / "run"
         folder.mkdir(exist_ok=True)
         if (folder / "checkpoint.pt").exists():
@@ -163,11 +229,58 @@ class Lease:
                 folder / "checkpoint.pt", map_location=self.device, weights_only=True
             )
             trainer.load_state(state)
-        run(trainer, folder, 2.0, is_main=True, stop_after_minutes=stop_after_minutes)
-        save_checkpoint(trainer, folder)
+        elif init_from is not None:
+            weights = load_checkpoint(init_from, self.device, "float32").state_dict()
+            trainer.start_from(weights)
+        saved = 0
+
+        def pack_now_and_then() -> None:
+            nonlocal saved
+            saved += 1
+            if saved % 2 == 0:
+                self.pack()
+
+        left = until_minutes - (time.monotonic() - _STARTED) / 60.0
+        run(trainer, folder, 2.0, True, stop_after_minutes=left, on_save=pack_now_and_then)
+        self.pack()
+
+    def pack(self) -> None:
         packed = self.state / "packed"
-        pack(folder, self.corpus, packed)
+        pack(self.state / "run", self.corpus, packed)
         bundle(packed, self.out)
+
+    def evaluate(self, num_each: int) -> dict[str, Any]:
+        """Held-out losses, and fills of held-out spans by both decoders."""
+        checkpoint = torch.load(self.state / "run" / "checkpoint.pt", weights_only=True)
+        found: dict[str, Any] = {"losses": checkpoint["progress"]["held_out"][-1]}
+        engine = load_engine(str(self.state / "packed"), self.device)
+        holes = list(held_out_holes(self._documents["held_out"], num_each))
+        for decoder in (Decoder.DIFFUSION, Decoder.LEFT_TO_RIGHT):
+            found[decoder.value] = score_fills(engine, holes, decoder)
+            print(decoder.value, json.dumps(found[decoder.value]), flush=True)
+        self._write(found, "evaluate")
+        return found
+
+    def _write(self, found: dict[str, Any], name: str) -> None:
+        text = json.dumps(found, indent=1) + "\n"
+        for folder in (self.state, self.out):
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+# Nats of `t1`; the difference between two seeds is a few hundredths.
+_CLEAR_GAIN = 0.1
+
+
+def _compare(
+    expected: tuple[float, torch.Tensor], actual: tuple[float, torch.Tensor]
+) -> dict[str, Any]:
+    loss_error = abs(actual[0] - expected[0])
+    cosine = float(F.cosine_similarity(actual[1], expected[1], dim=0))
+    return {
+        "agrees": loss_error < _LOSS_TOLERANCE and cosine > _LEAST_COSINE,
+        "loss_error": round(loss_error, 5),
+        "gradient_cosine": round(cosine, 5),
+    }
 
 
 def bundle(folder: Path, out: Path) -> None:
@@ -181,20 +294,16 @@ def bundle(folder: Path, out: Path) -> None:
 
 
 def unpack(files: Path, checkpoint: Path) -> None:
-    """The inverse of `bundle`, at home."""
+    """The inverse of `bundle`, at home; reports of the other commands are left where they are."""
     checkpoint.mkdir(parents=True, exist_ok=True)
     with tarfile.open(files / _SMALL_FILES) as tar:
         tar.extractall(checkpoint, filter="data")
     for path in files.iterdir():
-        if path.name != _SMALL_FILES:
+        if path.name not in (_SMALL_FILES, *_REPORTS):
             (checkpoint / path.name).write_bytes(path.read_bytes())
 
 
-def _write_json(value: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> None:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="training.lease", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -205,43 +314,60 @@ def main(arguments: list[str] | None = None) -> None:
     back = commands.add_parser("unpack")
     back.add_argument("--files", type=Path, required=True)
     back.add_argument("--checkpoint", type=Path, required=True)
-    for name in ("check", "noise", "train"):
+    for name in ("check", "noise", "train", "evaluate"):
         command = commands.add_parser(name)
         command.add_argument("--archive", type=Path, required=True)
         command.add_argument("--state", type=Path, required=True)
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--device", default="cuda")
         command.add_argument("--workers", type=int, default=8)
-        command.add_argument("--plain", action="store_true", help="do not compile")
+        command.add_argument("--form", choices=FORMS, help="instead of the one that check chose")
         command.add_argument("--smoke", action="store_true", help="tiny, on a CPU, in seconds")
         command.add_argument("--size", help="of initialise.SIZES")
-        command.add_argument("--noise-kind", choices=("uniform", "hybrid"), default="uniform")
-        command.add_argument(
-            "--minutes", type=float, help="check: seconds / 60 of each form; else of the schedule"
-        )
-        command.add_argument("--stop-after", type=float, default=8.5, help="minutes, of train")
-    parsed = parser.parse_args(arguments)
+        command.add_argument("--minutes", type=float, help=_MINUTES_HELP[name])
+        command.add_argument("--noise-kind", choices=("uniform", "hybrid"), help="likewise")
+        command.add_argument("--until", type=float, default=9.0, help="minutes, of train")
+        command.add_argument("--init-from", type=Path, help="packed checkpoint to start train from")
+        command.add_argument("--holes", type=int, default=60, help="of each kind, for evaluate")
+    return parser
+
+
+_MINUTES_HELP = {
+    "check": "of timing each form",
+    "noise": "of each run",
+    "train": "of the whole schedule",
+    "evaluate": "of nothing",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parsed = _build_parser().parse_args(arguments)
     if parsed.command == "carry":
         carry(parsed.corpus, parsed.archive)
         return
     if parsed.command == "unpack":
         unpack(parsed.files, parsed.checkpoint)
         return
-    options = dataclasses.replace(SMOKE if parsed.smoke else FULL, noise=parsed.noise_kind)
+    options = SMOKE if parsed.smoke else FULL
     if parsed.size:
         options = dataclasses.replace(options, size=parsed.size)
-    if parsed.minutes and parsed.command == "train":
-        options = dataclasses.replace(options, minutes=parsed.minutes)
-    device = "cpu" if parsed.smoke else parsed.device
     torch.set_float32_matmul_precision("high")
-    lease = Lease(parsed.archive, parsed.state, parsed.out, options, device)
-    compiled = not (parsed.plain or parsed.smoke)
+    device = "cpu" if parsed.smoke else parsed.device
+    lease = Lease(parsed.archive, parsed.state, parsed.out, options, device, parsed.workers)
+    form = parsed.form or lease.choice("check", "plain" if parsed.smoke else "compiled")
     if parsed.command == "check":
-        lease.check(60.0 * (parsed.minutes or 0.25), parsed.workers)
+        lease.check(60.0 * (parsed.minutes or 0.25))
     elif parsed.command == "noise":
-        lease.noise(parsed.minutes or 3.5, compiled=compiled, workers=parsed.workers)
+        lease.noise(parsed.minutes or 2.0, form)
+    elif parsed.command == "train":
+        lease.options = dataclasses.replace(
+            options,
+            noise=parsed.noise_kind or lease.choice("noise", "uniform"),
+            minutes=parsed.minutes or options.minutes,
+        )
+        lease.train(parsed.until, form, parsed.init_from)
     else:
-        lease.train(parsed.stop_after, compiled=compiled, workers=parsed.workers)
+        lease.evaluate(parsed.holes)
 
 
 if __name__ == "__main__":

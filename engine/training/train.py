@@ -19,7 +19,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,8 @@ class Trainer:
         self._workers = workers
         self._batches: Iterator[Batch] | None = None
         self._streams = Streams(self.model, compiled=compiled, in_blocks=in_blocks)
+        # The few batches of an evaluation are not worth compiling a form without gradients for.
+        self._plain_streams = Streams(self.model)
 
     def share_done(self) -> float:
         """Progress through the schedule, from 0 to 1, the same in every process."""
@@ -288,6 +290,16 @@ class Trainer:
         number = (seed * 1_000_000 + step) * self._num_processes + self._rank
         return generator.manual_seed(number)
 
+    def probe(self) -> tuple[float, Tensor]:
+        """Loss and gradient (all parameters, float32, on the CPU) on one batch; nothing changes."""
+        batch = self._source[self._request(self.options.seed, 0, mixture=EDITOR)].to(self.device)
+        losses = self._losses(batch, self._generator(self.options.seed, 0), self_condition=True)
+        losses.total.backward()
+        parameters = self.model.parameters()
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        self.model.zero_grad(set_to_none=True)
+        return float(losses.total.detach()), gradient.float().cpu()
+
     def _losses(self, batch: Batch, generator: torch.Generator, self_condition: bool) -> Losses:
         options = self.options
         pure_noise = 0.0
@@ -298,7 +310,8 @@ class Trainer:
             batch, self.config.vocab_size, options.noise, pure_noise, front_noise, generator
         )
         with self._autocast(), training_kernels(self.device):
-            return compute_losses(self._streams, batch, corruption, self_condition)
+            streams = self._streams if torch.is_grad_enabled() else self._plain_streams
+            return compute_losses(streams, batch, corruption, self_condition)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -437,11 +450,13 @@ def run(
     checkpoint_minutes: float,
     is_main: bool,
     stop_after_minutes: float = math.inf,
+    on_save: Callable[[], None] = lambda: None,
 ) -> None:
     """Train to the end of the schedule; the main process logs and writes.
 
     Args:
         stop_after_minutes: of this call, in one process; the rest is for a call that resumes.
+        on_save: called by the main process behind every checkpoint but the last; its time counts.
     """
     progress = trainer.progress
     stop_at = progress.seconds + 60.0 * stop_after_minutes
@@ -456,6 +471,9 @@ def run(
         if progress.seconds - last_saved >= 60.0 * checkpoint_minutes:
             last_saved = progress.seconds
             _evaluate_and_save(trainer, folder)
+            started = time.monotonic()
+            on_save()
+            progress.seconds += time.monotonic() - started
         if progress.seconds >= stop_at:
             break
     if is_main:
