@@ -246,7 +246,9 @@ class Lease:
 
     def pack(self) -> None:
         packed = self.state / "packed"
-        pack(self.state / "run", self.corpus, packed)
+        is_gpu = self.device.startswith("cuda")
+        hardware = f"one {torch.cuda.get_device_name()}" if is_gpu else "a CPU"
+        pack(self.state / "run", self.corpus, packed, hardware=hardware)
         bundle(packed, self.out)
 
     def evaluate(self, num_each: int) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def pack(
     weights: str = "ema",
     scores: Path | None = None,
     infill_config: Mapping[str, Any] = INFILL_CONFIG,
+    hardware: str = "two CPU cores",
 ) -> None:
     """Write the checkpoint folder. Lines of `notes.txt` in the run's folder go into the card."""
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -89,14 +90,16 @@ def pack(
     config = {**state["config"], "quantization_config": {"quant_method": QUANT_METHOD}}
     _write_json(config, out / "config.json")
     _write_json(GENERATION_CONFIG, out / "generation_config.json")
-    _write_json(infill_config, out / "infill_config.json")
+    prefix_tokens = {"prefix_tokens": _longest_row(state["options"]) * 5 // 8}
+    layout = infill_config["layout"] | prefix_tokens
+    _write_json({**infill_config, "layout": layout}, out / "infill_config.json")
     shutil.copyfile(corpus / "tokenizer.json", out / "tokenizer.json")
     shutil.copyfile(run / "losses.csv", out / "losses.csv")
     if (run / "losses.png").exists():
         shutil.copyfile(run / "losses.png", out / "losses.png")
     statistics = json.loads((corpus / "statistics.json").read_text(encoding="utf-8"))
     table = scores.read_text(encoding="utf-8") if scores is not None else None
-    card = build_card(out.name, num_parameters, state, weights, statistics, table)
+    card = build_card(out.name, num_parameters, state, weights, statistics, table, hardware)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -107,6 +110,7 @@ def build_card(
     weights: str,
     statistics: dict[str, Any],
     scores: str | None,
+    hardware: str,
 ) -> str:
     """The model card: what it is, what it saw, what it reached, what it is not."""
     options, progress = state["options"], state["progress"]
@@ -116,11 +120,14 @@ def build_card(
         _CARD_HEAD.format(
             name=name,
             parameters=f"{num_parameters / 1e6:.2f} M",
+            purpose=_PURPOSES.get(options["size"], _PURPOSES["other"]),
+            hardware=hardware,
             minutes=f"{progress['seconds'] / 60:.0f}",
             steps=f"{progress['step']:,}",
             document_tokens=f"{progress['document_tokens'] / 1e6:.1f} M",
             canvas_tokens=f"{progress['canvas_tokens'] / 1e6:.1f} M",
             train_megabytes=f"{bytes_by_split['train'] / 1e6:.1f}",
+            languages=_languages(statistics),
             held_out_megabytes=f"{bytes_by_split['held_out'] / 1e6:.1f}",
             noise=options["noise"],
             weights={"ema": "their exponential mean", "raw": "as they stood at the end"}[weights],
@@ -138,21 +145,45 @@ def build_card(
     notes = state.get("notes", [])
     if notes:
         parts.append("## About this run\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
-    parts += [_CARD_LIMITS, licence_table(statistics)]
+    longest = _longest_row(options)
+    limits = _CARD_LIMITS.format(
+        languages=_languages(statistics), longest=longest, prefix=longest * 5 // 8
+    )
+    parts += [limits, licence_table(statistics)]
     return "\n".join(parts)
+
+
+def _longest_row(options: Mapping[str, Any]) -> int:
+    """Document tokens of the longest rows of a run."""
+    return int(options["document_length"] * (2 if options["long_share"] > 0 else 1))
+
+
+def _languages(statistics: Mapping[str, Any]) -> str:
+    """By size, with their shares: "python 81 %, go 6 %"."""
+    sizes = statistics.get("languages") or {"python": 1}
+    ordered = sorted(sizes.items(), key=lambda item: -item[1])
+    if len(ordered) == 1:
+        return str(ordered[0][0])
+    return ", ".join(f"{name} {100 * size / sum(sizes.values()):.0f} %" for name, size in ordered)
+
+
+_PURPOSES = {
+    "4m": """the smallest that exercises the whole path, made to be tests' fixture and a first
+default. Its fills are seldom right; the scores below say how seldom.""",
+    "other": """small enough for a laptop's CPU. The scores below say how often it is right.""",
+}
 
 
 _CARD_HEAD = """# {name}
 
 A {parameters}-parameter text-diffusion model of the DiffusionGemma architecture that fills holes
-in Python code: the smallest that exercises the whole path, made to be tests' fixture and a first
-default. Its fills are seldom right; the scores below say how seldom.
+in code: {purpose}
 
-Trained from scratch by `engine/training` on two CPU cores in {minutes} minutes: {steps} steps,
+Trained from scratch by `engine/training` on {hardware} in {minutes} minutes: {steps} steps,
 {document_tokens} document tokens and {canvas_tokens} canvas tokens, of {train_megabytes} MB of
-Python source; {held_out_megabytes} MB in whole packages were held out. First left to right only,
-then documents and canvases together; {noise} noise. The weights are {weights}, stored in 8 bits.
-`losses.csv` and `losses.png` hold the curves; `engine/training/README.md` the commands.
+source ({languages}); {held_out_megabytes} MB in whole packages were held out. First left to right
+only, then documents and canvases together; {noise} noise. The weights are {weights}, stored in 8
+bits. `losses.csv` and `losses.png` hold the curves; `engine/training/README.md` the commands.
 
 ## Losses on held-out packages
 
@@ -169,11 +200,11 @@ that ended as the prefix does; `auto` is what the product does.
 
 _CARD_LIMITS = """## Limits
 
-Python only; other languages have tags in the vocabulary and nothing behind them. Trained on rows of
-256 and 512 tokens, so it reads at most 320 tokens before the hole and 64 behind it. It knows no API
-by heart, and puts words that the context does not hold together from fragments. Beyond the first
-token or two, slots filled at the same time seldom fit each other. Do not leave it switched on as it
-is: show a suggestion only when its confidence is high.
+Trained on {languages} only; other languages have tags in the vocabulary and nothing behind them.
+Rows had up to {longest} tokens: it reads at most {prefix} before the hole and 64 behind it. It
+knows no API by heart, and puts words that the context does not hold together from fragments. Beyond
+the first token or two, slots filled at the same time seldom fit each other. Do not leave it
+switched on as it is: show a suggestion only when its confidence is high.
 
 ## Training data and licences
 
@@ -203,6 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         choices=[kind.value for kind in HoleKind],
         help="kinds of holes that the encoder fills better",
     )
+    parser.add_argument("--hardware", default="two CPU cores", help="that it was trained on")
     parser.add_argument("--drafts", type=int, default=1, help="denoised at once; the best is taken")
     options = parser.parse_args(arguments)
     infill_config = copy.deepcopy(INFILL_CONFIG)
@@ -211,7 +243,15 @@ def main(arguments: list[str] | None = None) -> None:
         "drafts": options.drafts,
         "left_to_right": options.left_to_right,
     }
-    pack(options.run, options.corpus, options.out, options.weights, options.scores, infill_config)
+    pack(
+        options.run,
+        options.corpus,
+        options.out,
+        options.weights,
+        options.scores,
+        infill_config,
+        options.hardware,
+    )
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def test_what_is_packed_loads(source, tokenizer, tmp_path):
         "bytes": 10,
     }
     statistics = {"bytes": {"train": 10, "held_out": 0}, "packages": [package]}
+    statistics["languages"] = {"python": 6, "go": 2}
     (corpus / "statistics.json").write_text(json.dumps(statistics))
     pack(folder, corpus, out, weights="ema", scores=None)
     model = load_model(str(out), device="cpu")
@@ -101,7 +102,11 @@ def test_what_is_packed_loads(source, tokenizer, tmp_path):
     result = engine.fill(InfillRequest("def f(x):\n    return ", "\n", language_id="python"))
     assert result.num_passes >= 1
     assert "\n" not in result.text
-    assert "| own | 1 | Apache-2.0 | train |" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "| own | 1 | Apache-2.0 | train |" in card
+    assert "python 75 %, go 25 %" in card
+    layout = json.loads((out / "infill_config.json").read_text())["layout"]
+    assert layout["prefix_tokens"] == 320, "five eighths of the longest rows, 512"
 
 
 @pytest.mark.parametrize("form", [masked_attention, device_attention])
