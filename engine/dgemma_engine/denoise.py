@@ -12,8 +12,8 @@ Knows ids and tensors, not text. Nothing is frozen: acceptance is decided anew a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,18 @@ class DenoisingStep:
     is_finished: Tensor
     stop_reason: StopReason | None
 
+    def select(self, rows: Tensor) -> DenoisingStep:
+        """The step of some rows: (N,) int64 row numbers."""
+        return replace(
+            self,
+            canvas=self.canvas[rows],
+            argmax_canvas=self.argmax_canvas[rows],
+            confidence=self.confidence[rows],
+            entropy=self.entropy[rows],
+            accepted=self.accepted[rows],
+            is_finished=self.is_finished[rows],
+        )
+
 
 @torch.no_grad()
 def denoise(
@@ -64,8 +76,11 @@ def denoise(
     generator: torch.Generator,
     criteria: Sequence[StoppingCriterion],
     cancel: CancellationToken | None = None,
-) -> Iterator[DenoisingStep]:
+) -> Generator[DenoisingStep, Tensor | None, None]:
     """Denoise a canvas, one step per item, until every row has finished or the steps run out.
+
+    Rows that promise nothing need not be carried on: `steps.send(rows)`, row numbers (N,) int64,
+    in the place of `next(steps)`, goes on with these alone, in this order.
 
     Args:
         model: the model.
@@ -149,8 +164,18 @@ def denoise(
             is_finished=is_finished,
             stop_reason=reason,
         )
-        yield previous
+        rows = yield previous
         if reason is not None:
             return
         token_ids = next_ids
         self_conditioning_logits = logits.to(model.dtype)
+        if rows is not None:
+            canvas, part = canvas.select(rows), part.select(rows)
+            slots, num_slots, is_finished = slots[rows], num_slots[rows], is_finished[rows]
+            token_ids, previous = token_ids[rows], previous.select(rows)
+            self_conditioning_logits = self_conditioning_logits[rows]
+            shape = (len(rows), shape[1])
+            for criterion in criteria:
+                criterion.select(rows)
+            if bool(is_finished.all()):
+                return

@@ -12,11 +12,12 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .cache import KVCache, PrefixCache
 from .canvas import Canvas
@@ -291,15 +292,21 @@ class DiffusionEngine:
             num_passes += 1
         elif plan.candidates:
             assert plan.exact_canvas is not None
-            canvas = plan.exact_canvas(self._likely_lengths(cache, plan, generator))
-            num_passes += 1
+            lengths = plan.candidates
+            if plan.num_drafts < len(lengths):
+                lengths = self._likely_lengths(cache, plan, generator)
+                num_passes += 1
+            canvas = plan.exact_canvas(lengths)
 
         done = Draft([], [], [], [], has_ended=False)
         while True:
             reason, last = StopReason.MAX_STEPS, None
-            for last in denoise(
+            steps = denoise(
                 self.model, cache, canvas, config, generator, self._criteria(config), cancel
-            ):
+            )
+            kept: Tensor | None = None
+            while (step := _next(steps, kept)) is not None:
+                last, kept = step, None
                 num_passes += 1
                 if on_step is not None:
                     shown = join(done, self._read(last, canvas, surest_row(last, canvas)))
@@ -308,6 +315,11 @@ class DiffusionEngine:
                 if request.deadline is not None and time.monotonic() >= request.deadline:
                     reason = StopReason.DEADLINE if last.stop_reason is None else reason
                     break
+                if last.step + 1 == plan.probe_passes and len(canvas.token_ids) > plan.num_refined:
+                    kept = self._promising(plan, last, canvas, request)
+                    canvas, last = canvas.select(kept), last.select(kept)
+                    # If these had finished before the others, there is no further step to say so.
+                    reason = StopReason.STABLE if bool(last.is_finished.all()) else reason
             assert last is not None  # there is at least one step
             if plan.rules is not None:
                 drafts = [self._read(last, canvas, row) for row in range(len(canvas.token_ids))]
@@ -321,6 +333,17 @@ class DiffusionEngine:
             canvas = dataclasses.replace(
                 Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
             )
+
+    def _promising(
+        self, plan: InfillPlan, step: DenoisingStep, canvas: Canvas, request: InfillRequest
+    ) -> Tensor:
+        """(N,) the rows whose drafts fit best before the suffix, as they stand."""
+        assert plan.judge is not None
+        drafts = [self._read(step, canvas, row) for row in range(len(canvas.token_ids))]
+        texts = [self._text(draft.token_ids, plan, request) for draft in drafts]
+        scores = torch.tensor(self._judge.scores(plan.judge, texts))
+        best = scores.topk(plan.num_refined).indices.sort().values
+        return best.to(self.model.device)
 
     def _choose(
         self,
@@ -343,8 +366,8 @@ class DiffusionEngine:
 
     def _likely_lengths(
         self, cache: KVCache, plan: InfillPlan, generator: torch.Generator
-    ) -> list[int]:
-        """One pass over a canvas that leaves the length open: the likeliest candidates, sorted."""
+    ) -> tuple[int, ...]:
+        """The likeliest candidates after one pass over a canvas that leaves the length open."""
         canvas = plan.canvas
         slots = canvas.hole_slots()
         shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
@@ -353,7 +376,7 @@ class DiffusionEngine:
         posterior = length_posterior(canvas.part(slots).restrict(logits)[0])
         chances = posterior[torch.tensor(plan.candidates, device=posterior.device)]
         best = chances.topk(min(plan.num_drafts, len(plan.candidates))).indices
-        return sorted(plan.candidates[index] for index in best.tolist())
+        return tuple(sorted(plan.candidates[index] for index in best.tolist()))
 
     def _criteria(self, config: SamplerConfig) -> list[StoppingCriterion]:
         criteria: list[StoppingCriterion] = [
@@ -408,3 +431,13 @@ class DiffusionEngine:
     def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
         text = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
         return self.strategy.cut(text.decode("utf-8", errors="ignore"), request)
+
+
+def _next(
+    steps: Generator[DenoisingStep, Tensor | None, None], rows: Tensor | None
+) -> DenoisingStep | None:
+    """The next step, of these rows alone if any are named; None after the last one."""
+    try:
+        return next(steps) if rows is None else steps.send(rows)
+    except StopIteration:
+        return None

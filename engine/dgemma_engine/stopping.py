@@ -28,6 +28,10 @@ class StoppingCriterion(Protocol):
         """
         ...
 
+    def select(self, rows: Tensor) -> None:
+        """From now on there are only these rows: (N,) int64."""
+        ...
+
 
 class StableAndConfident:
     """The checkpoint's own rule: nothing changed for some steps, and the mean entropy is low.
@@ -48,6 +52,9 @@ class StableAndConfident:
         mean_entropy = (entropy * hole_mask).sum(-1) / hole_mask.sum(-1)
         return stable & (mean_entropy < self._confidence_threshold)
 
+    def select(self, rows: Tensor) -> None:
+        self._history = [earlier[rows] for earlier in self._history]
+
 
 class StableText:
     """Nothing before the hole's end mark changed for some steps, however unsure the model is."""
@@ -64,6 +71,9 @@ class StableText:
         after_end = is_end.cumsum(dim=-1) > 0
         text = argmax_canvas.masked_fill(after_end & hole_mask, -1)
         return _unchanged(self._history, text, self._num_passes)
+
+    def select(self, rows: Tensor) -> None:
+        self._history = [earlier[rows] for earlier in self._history]
 
 
 def _unchanged(history: list[Tensor], current: Tensor, num_steps: int) -> Tensor:

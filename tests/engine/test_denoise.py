@@ -229,6 +229,28 @@ def test_asking_about_some_positions_is_asking_about_all() -> None:
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_rows_can_be_left_behind() -> None:
+    """What goes on does so from where it was, and the steps count on."""
+    config = SamplerConfig(max_denoising_steps=4)
+    hole_mask = torch.zeros(3, 16, dtype=torch.bool)
+    for row, size in enumerate((3, 9, 6)):
+        hole_mask[row, 2 : 2 + size] = True
+    token_ids = torch.arange(48).view(3, 16)
+    criteria = [StableText(2, [5])]
+    generator = torch.Generator().manual_seed(1)
+    steps = denoise(MODEL, CACHE, Canvas(token_ids, hole_mask), config, generator, criteria)
+    first = next(steps)
+    second = steps.send(torch.tensor([2, 0]))
+    assert (first.step, second.step) == (0, 1)
+    assert second.argmax_canvas.shape == (2, 16)
+    clamped = ~hole_mask[[2, 0]]
+    assert torch.equal(second.argmax_canvas[clamped], token_ids[[2, 0]][clamped])
+    last = second
+    for last in steps:
+        assert last.argmax_canvas.shape == (2, 16)
+    assert last.stop_reason is not None
+
+
 def test_steps_run_out() -> None:
     """Without a criterion that is met, the last step says so."""
     config = SamplerConfig(max_denoising_steps=3, confidence_threshold=1e-9)

@@ -82,7 +82,44 @@ def test_the_best_of_all_lengths_is_taken(tmp_path: Path) -> None:
     assert len(result.token_ids) in CANDIDATES
     scores = judged(engine.strategy.plan(request()).judge, texts)
     assert result.text == texts[scores.index(max(scores))]
-    assert result.num_passes > 1, "the first look at the lengths counts"
+
+
+def test_only_the_likeliest_lengths_are_drafted(tmp_path: Path) -> None:
+    """With fewer drafts than candidates a first look chooses, and counts as a pass."""
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES, drafts=2)
+    looks = []
+    likely = engine._likely_lengths
+
+    def watch(*arguments: object) -> tuple[int, ...]:
+        looks.append(likely(*arguments))  # type: ignore[arg-type]
+        return looks[-1]
+
+    engine._likely_lengths = watch  # type: ignore[method-assign]
+    result = engine.fill(request(max_steps=2))
+    assert len(looks[0]) == 2
+    assert set(looks[0]) < set(CANDIDATES)
+    assert len(result.token_ids) in looks[0]
+    assert result.num_passes == 3
+
+
+def test_only_the_promising_drafts_go_on(tmp_path: Path) -> None:
+    """After the probe passes, those that the judge prefers, and the fill is one of them."""
+    engine = engine_of(
+        tmp_path, line_candidates=CANDIDATES, drafts=len(CANDIDATES), refined=2, probe_passes=2
+    )
+    counts: list[int] = []
+    judged = engine._judge.scores
+
+    def watch(prompt: JudgePrompt, texts: list[str]) -> list[float]:
+        counts.append(len(texts))
+        return judged(prompt, texts)
+
+    engine._judge.scores = watch  # type: ignore[method-assign]
+    rows = []
+    result = engine.fill(request(), on_step=rows.append)
+    assert counts == [len(CANDIDATES), 2]
+    assert result.num_passes == len(rows)
+    assert engine.fill(request()).text == result.text, "the same request, another fill"
 
 
 def test_candidates_respect_the_request(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ class MarkerLayout:
         prefix_tokens: longest prefix.
         suffix_tokens: longest suffix that the encoder reads; the canvas holds the head of it again.
         drafts: how many are denoised at once, from different noise; the likeliest is the fill.
+        refined: how many of them are denoised to the end, those that fit best before the suffix ...
+        probe_passes: ... after so many passes; 0 denoises all of them to the end.
         line_candidates: lengths of a line's fill in tokens, of which the likeliest `drafts` are
             drafted at once and compared by what they make of the suffix; none leaves the length to
             the end mark.
@@ -48,6 +50,8 @@ class MarkerLayout:
     prefix_tokens: int = 320
     suffix_tokens: int = 64
     drafts: int = 1
+    refined: int = 2
+    probe_passes: int = 0
     line_candidates: tuple[int, ...] = ()
     left_to_right: tuple[HoleKind, ...] = ()
 
@@ -158,6 +162,8 @@ class MarkerStrategy:
             decoder=Decoder.LEFT_TO_RIGHT if is_auto_left_to_right else Decoder.DIFFUSION,
             candidates=candidates,
             num_drafts=layout.drafts,
+            num_refined=layout.refined,
+            probe_passes=layout.probe_passes,
             exact_canvas=build_exact,
             judge=JudgePrompt(
                 marked_prompt(tag_id, [], prefix_ids),

@@ -33,6 +33,9 @@ class InfillPlan:
         candidates: lengths of which the likeliest are drafted and compared, none to let the canvas
             decide by an end mark. Then `canvas` only shows how likely each length is.
         num_drafts: how many of the candidates are drafted.
+        num_refined: how many of several drafts go on after `probe_passes`, those that the judge
+            prefers by then.
+        probe_passes: see above.
         exact_canvas: the canvas of some of these lengths, a row each.
         judge: what drafts are compared by; None where there is only one.
     """
@@ -45,6 +48,8 @@ class InfillPlan:
     decoder: Decoder = Decoder.DIFFUSION
     candidates: tuple[int, ...] = ()
     num_drafts: int = 1
+    num_refined: int = 1
+    probe_passes: int = 0
     exact_canvas: Callable[[Sequence[int]], Canvas] | None = None
     judge: JudgePrompt | None = None
 
