@@ -49,6 +49,10 @@ INFILL_CONFIG: dict[str, Any] = {
         "block_tokens": 64,
         "prefix_tokens": 320,
         "suffix_tokens": 64,
+        # Lengths of a line's fill; more of them take longer and find little more.
+        "line_candidates": [1, 2, 3, 4, 6, 8, 12, 16],
+        "probe_passes": 3,
+        "refined": 3,
     },
 }
 
@@ -202,9 +206,8 @@ _CARD_LIMITS = """## Limits
 
 Trained on {languages} only; other languages have tags in the vocabulary and nothing behind them.
 Rows had up to {longest} tokens: it reads at most {prefix} before the hole and 64 behind it. It
-knows no API by heart, and puts words that the context does not hold together from fragments. Beyond
-the first token or two, slots filled at the same time seldom fit each other. Do not leave it
-switched on as it is: show a suggestion only when its confidence is high.
+knows no API by heart, and puts words that the context does not hold together from fragments. Most
+of its fills are wrong: while the user types, the server shows only the starts that it is sure of.
 
 ## Training data and licences
 
@@ -235,14 +238,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="kinds of holes that the encoder fills better",
     )
     parser.add_argument("--hardware", default="two CPU cores", help="that it was trained on")
-    parser.add_argument("--drafts", type=int, default=1, help="denoised at once; the best is taken")
     options = parser.parse_args(arguments)
     infill_config = copy.deepcopy(INFILL_CONFIG)
     infill_config["confidence_threshold"] = options.confidence_threshold
-    infill_config["layout"] |= {
-        "drafts": options.drafts,
-        "left_to_right": options.left_to_right,
-    }
+    infill_config["layout"]["left_to_right"] = options.left_to_right
     pack(
         options.run,
         options.corpus,

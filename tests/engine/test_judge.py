@@ -67,7 +67,7 @@ def test_lengths_are_read_off_the_first_look() -> None:
 
 def test_the_best_of_all_lengths_is_taken(tmp_path: Path) -> None:
     """Every candidate is drafted; the fill is the one that the judge prefers."""
-    engine = engine_of(tmp_path, line_candidates=CANDIDATES, drafts=len(CANDIDATES))
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES)
     drafted: list[list[str]] = []
     judged = engine._judge.scores
 
@@ -86,7 +86,7 @@ def test_the_best_of_all_lengths_is_taken(tmp_path: Path) -> None:
 
 def test_only_the_likeliest_lengths_are_drafted(tmp_path: Path) -> None:
     """With fewer drafts than candidates a first look chooses, and counts as a pass."""
-    engine = engine_of(tmp_path, line_candidates=CANDIDATES, drafts=2)
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES, line_drafts=2)
     looks = []
     likely = engine._likely_lengths
 
@@ -104,9 +104,7 @@ def test_only_the_likeliest_lengths_are_drafted(tmp_path: Path) -> None:
 
 def test_only_the_promising_drafts_go_on(tmp_path: Path) -> None:
     """After the probe passes, those that the judge prefers, and the fill is one of them."""
-    engine = engine_of(
-        tmp_path, line_candidates=CANDIDATES, drafts=len(CANDIDATES), refined=2, probe_passes=2
-    )
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES, refined=2, probe_passes=2)
     counts: list[int] = []
     judged = engine._judge.scores
 
@@ -124,7 +122,7 @@ def test_only_the_promising_drafts_go_on(tmp_path: Path) -> None:
 
 def test_candidates_respect_the_request(tmp_path: Path) -> None:
     """No candidate beyond max_tokens; none for blocks; a known length needs none."""
-    engine = engine_of(tmp_path, line_candidates=CANDIDATES, drafts=2)
+    engine = engine_of(tmp_path, line_candidates=CANDIDATES, line_drafts=2)
     plan = engine.strategy.plan
     assert plan(request(max_tokens=4)).candidates == (1, 2, 4)
     assert plan(request(kind=HoleKind.BLOCK)).candidates == ()

@@ -33,12 +33,13 @@ class MarkerLayout:
         block_tokens: slots wanted for anything longer.
         prefix_tokens: longest prefix.
         suffix_tokens: longest suffix that the encoder reads; the canvas holds the head of it again.
-        drafts: how many are denoised at once, from different noise; the likeliest is the fill.
-        refined: how many of them are denoised to the end, those that fit best before the suffix ...
-        probe_passes: ... after so many passes; 0 denoises all of them to the end.
-        line_candidates: lengths of a line's fill in tokens, of which the likeliest `drafts` are
-            drafted at once and compared by what they make of the suffix; none leaves the length to
-            the end mark.
+        drafts: how many are denoised at once where the canvas decides the length, from different
+            noise; the one that fits best before the suffix is the fill.
+        line_candidates: lengths in tokens at which a line is drafted, all at once, in the place of
+            these; the best is the fill. None leaves the length to the canvas.
+        line_drafts: how many of them, the likeliest by a first look; 0 drafts all.
+        probe_passes: after so many passes only the best drafts go on; 0 denoises all to the end.
+        refined: how many go on.
         left_to_right: kinds of holes that `Decoder.AUTO` leaves to the encoder, because it fills
             them better.
     """
@@ -50,9 +51,10 @@ class MarkerLayout:
     prefix_tokens: int = 320
     suffix_tokens: int = 64
     drafts: int = 1
-    refined: int = 2
-    probe_passes: int = 0
     line_candidates: tuple[int, ...] = ()
+    line_drafts: int = 0
+    probe_passes: int = 0
+    refined: int = 2
     left_to_right: tuple[HoleKind, ...] = ()
 
     @classmethod
@@ -161,7 +163,7 @@ class MarkerStrategy:
             ),
             decoder=Decoder.LEFT_TO_RIGHT if is_auto_left_to_right else Decoder.DIFFUSION,
             candidates=candidates,
-            num_drafts=layout.drafts,
+            num_drafts=layout.line_drafts or len(candidates),
             num_refined=layout.refined,
             probe_passes=layout.probe_passes,
             exact_canvas=build_exact,
