@@ -15,7 +15,6 @@ from dgemma_engine import (
     CheckpointError,
     ContextTooLong,
     HoleKind,
-    InfillRequest,
     RequestError,
     StopReason,
 )
@@ -23,6 +22,7 @@ from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
 
 from .tiny import CHAT_TOKENS, SAMPLE, save_checkpoint
+from .tiny import sample_request as request
 
 PLAIN_TOKENS = ("<pad>", "<eos>", "<bos>")
 STRATEGIES = {
@@ -45,17 +45,6 @@ def engine(
 @pytest.fixture(scope="module")
 def marker_engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return build_engine(str(save_checkpoint(tmp_path_factory.mktemp("tiny"))))
-
-
-def request(**changes: object) -> InfillRequest:
-    cursor = SAMPLE.index("left + right") + 2
-    values: dict[str, object] = {
-        "prefix": SAMPLE[:cursor],
-        "suffix": SAMPLE[cursor + 8 :],
-        "language_id": "python",
-        "max_tokens": 20,
-    }
-    return InfillRequest(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_seed_fixes_the_fill(engine: DiffusionEngine) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgemma_engine import Decoder, HoleKind, InfillRequest
+from dgemma_engine import Decoder, HoleKind
 from dgemma_engine.canvas import EOM_ID, PAD_ID
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.judge import Judge, JudgePrompt, length_posterior
 
 from .test_left_to_right import joint_logits
-from .tiny import SAMPLE, save_checkpoint
+from .tiny import sample_request as request
+from .tiny import save_checkpoint
 
 CANDIDATES = (1, 2, 4, 6)
 
@@ -23,17 +24,6 @@ def engine_of(folder: Path, **layout: object) -> DiffusionEngine:
     save_checkpoint(folder)
     (folder / "infill_config.json").write_text(json.dumps({"layout": layout}), encoding="utf-8")
     return build_engine(str(folder))
-
-
-def request(suffix: str | None = None, **changes: object) -> InfillRequest:
-    cursor = SAMPLE.index("left + right") + 2
-    values: dict[str, object] = {
-        "prefix": SAMPLE[:cursor],
-        "suffix": SAMPLE[cursor + 8 :] if suffix is None else suffix,
-        "language_id": "python",
-        "max_tokens": 20,
-    }
-    return InfillRequest(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_scores_are_chains_over_text_and_suffix(tmp_path: Path) -> None:
@@ -133,11 +123,11 @@ def test_candidates_respect_the_request(tmp_path: Path) -> None:
 def test_a_fill_is_cut_where_the_line_goes_on(tmp_path: Path) -> None:
     """Left to right, in the middle of a line: the start that fits best before what follows."""
     engine = engine_of(tmp_path)
-    at_end = request("\n    return 1\n", decoder=Decoder.LEFT_TO_RIGHT)
+    at_end = request(suffix="\n    return 1\n", decoder=Decoder.LEFT_TO_RIGHT)
     # Starts of 5 to 20 tokens are compared; this judge prefers the fifth of them.
     engine._judge.scores = lambda prompt, texts: [float(i == 4) for i in range(len(texts))]
     whole = engine.fill(at_end)
     assert len(whole.token_ids) == 20, "at the end of a line nothing is cut"
-    middle = engine.fill(request(") + 1\n", decoder=Decoder.LEFT_TO_RIGHT))
+    middle = engine.fill(request(suffix=") + 1\n", decoder=Decoder.LEFT_TO_RIGHT))
     assert len(middle.token_ids) == 9
     assert len(middle.prefix_confidences) == len(middle.token_ids)

@@ -26,7 +26,7 @@ from dgemma_engine.masks import encoder_mask
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.strategies.plan import token_mask
 
-from .tiny import CHAT_TOKENS, SAMPLE, build_model, save_checkpoint
+from .tiny import CHAT_TOKENS, build_model, sample_request, save_checkpoint
 
 VOCAB_SIZE = 400
 PROMPT = list(range(100, 140))  # longer than the sliding window of 24
@@ -145,15 +145,7 @@ def test_a_chain_is_a_distribution_over_texts(model: DiffusionGemma) -> None:
 
 
 def request(**changes: object) -> InfillRequest:
-    cursor = SAMPLE.index("left + right") + 2
-    values: dict[str, object] = {
-        "prefix": SAMPLE[:cursor],
-        "suffix": SAMPLE[cursor + 8 :],
-        "language_id": "python",
-        "max_tokens": 20,
-        "decoder": Decoder.LEFT_TO_RIGHT,
-    }
-    return InfillRequest(**{**values, **changes})  # type: ignore[arg-type]
+    return sample_request(**{"decoder": Decoder.LEFT_TO_RIGHT, **changes})
 
 
 @pytest.mark.parametrize("decoder", [Decoder.LEFT_TO_RIGHT, Decoder.DIFFUSION])

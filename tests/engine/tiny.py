@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dgemma_engine import InfillRequest
 from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.model import DiffusionGemma
@@ -93,3 +94,15 @@ def save_checkpoint(
     save_file(tensors, folder / "model.safetensors")
     build_tokenizer(special_tokens).save(str(folder / "tokenizer.json"))
     return folder
+
+
+def sample_request(**changes: object) -> InfillRequest:
+    """A hole in the middle of a word of `SAMPLE`."""
+    cursor = SAMPLE.index("left + right") + 2
+    values: dict[str, object] = {
+        "prefix": SAMPLE[:cursor],
+        "suffix": SAMPLE[cursor + 8 :],
+        "language_id": "python",
+        "max_tokens": 20,
+    }
+    return InfillRequest(**{**values, **changes})  # type: ignore[arg-type]
