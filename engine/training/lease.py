@@ -199,11 +199,14 @@ class Lease:
         other kind is chosen only if it is clearly better, since uniform is the published one.
         """
         found: dict[str, Any] = {}
+        self._warm_up(form)
+        steps = 0  # the first run takes its minutes, the second as many steps
         for kind in ("uniform", "hybrid"):
-            options = dataclasses.replace(self.options, minutes=minutes, noise=kind)
+            options = dataclasses.replace(self.options, minutes=minutes, noise=kind, steps=steps)
             trainer = self.trainer(options, form)
             while trainer.train_step() is not None:
                 pass
+            steps = trainer.progress.step
             found[kind] = {"steps": trainer.progress.step, **trainer.evaluate()}
             print(kind, json.dumps(found[kind]), flush=True)
             del trainer
@@ -213,6 +216,14 @@ class Lease:
         self._write(found, "noise")
         return found
 
+    def _warm_up(self, form: str) -> None:
+        """Compile both phases, so that their first steps cost what others do."""
+        trainer = self.trainer(dataclasses.replace(self.options, steps=8, causal_share=0.5), form)
+        while trainer.train_step() is not None:
+            pass
+        del trainer
+        self._free()
+
     def train(self, until_minutes: float, form: str, init_from: Path | None = None) -> None:
         """Go on with the run; pack at every second checkpoint, and what there is at the end.
 
@@ -221,6 +232,7 @@ class Lease:
             form: of `FORMS`.
             init_from: packed checkpoint that a new run starts from.
         """
+        self._warm_up(form)
         trainer = self.trainer(self.options, form)
         folder = self.state / "run"
         folder.mkdir(exist_ok=True)

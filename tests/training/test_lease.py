@@ -109,11 +109,12 @@ def test_check_chooses_the_fastest_form_that_is_right(archive, tmp_path, monkeyp
 
 def test_noise_keeps_to_the_published_one(archive, tmp_path):
     """Both kinds run from the same start; hybrid noise has to be clearly better."""
-    options = dataclasses.replace(OPTIONS, causal_share=0.0)
+    options = dataclasses.replace(SMOKE, causal_share=0.0)
     lease = Lease(archive, tmp_path / "state", tmp_path / "out", options, "cpu")
     assert lease.choice("noise", "uniform") == "uniform"
     found = lease.noise(0.02, "plain")
     assert found["hybrid"]["first"] > 0
+    assert found["hybrid"]["steps"] == found["uniform"]["steps"] > 0
     is_better = found["uniform"]["t1"] - found["hybrid"]["t1"] > 0.1
     assert lease.choice("noise", "?") == ("hybrid" if is_better else "uniform")
 
