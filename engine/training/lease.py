@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import math
 import tarfile
 import time
 from pathlib import Path
@@ -62,7 +63,7 @@ _LOSS_TOLERANCE, _LEAST_COSINE = 0.02, 0.98
 # `check` measures it).
 FULL = Options(
     size="33m",
-    minutes=16.5,
+    minutes=14.0,
     tokens_per_step=131_072,
     document_length=1024,
     long_share=0.0,
@@ -128,12 +129,20 @@ class Lease:
         path = self.state / f"{name}.json"
         return str(json.loads(path.read_text())["choice"]) if path.exists() else default
 
-    def check(self, seconds: float) -> dict[str, Any]:
-        """Tokens per second and memory of every form, and the fastest of those that are right."""
+    def check(self, seconds: float, until_minutes: float = math.inf) -> dict[str, Any]:
+        """Tokens per second and memory of every form, and the fastest of those that are right.
+
+        Args:
+            seconds: that each is timed for.
+            until_minutes: since this command began; no form is tried after that.
+        """
         found: dict[str, Any] = {"torch": torch.__version__, "device": self.device}
         expected = self._probe("plain")
         rates: dict[str, int] = {}
         for form in FORMS:
+            if time.monotonic() - _STARTED > 60.0 * until_minutes:
+                found[form] = {"error": "no time left to try it"}
+                continue
             try:
                 agreement = _compare(expected, self._probe(form))
                 found[form] = {**agreement, **self._throughput(form, seconds)}
@@ -147,13 +156,10 @@ class Lease:
         return found
 
     def _probe(self, form: str) -> tuple[float, torch.Tensor]:
-        """Loss and gradient of the first weights on one small batch, both on the CPU."""
+        """Loss and gradient of the first weights on one batch; of a step's size, since shapes are
+        compiled one by one."""
         options = dataclasses.replace(
-            self.options,
-            minutes=1e9,
-            causal_share=0.0,
-            tokens_per_step=max(8 * 2 * self.options.document_length, 1),
-            noise="hybrid",
+            self.options, minutes=1e9, steps=0, causal_share=0.0, noise="hybrid"
         )
         result = self.trainer(options, form).probe()
         self._free()
@@ -340,7 +346,9 @@ def _build_parser() -> argparse.ArgumentParser:
         command.add_argument("--size", help="of initialise.SIZES")
         command.add_argument("--minutes", type=float, help=_MINUTES_HELP[name])
         command.add_argument("--noise-kind", choices=("uniform", "hybrid"), help="likewise")
-        command.add_argument("--until", type=float, default=9.0, help="minutes, of train")
+        command.add_argument(
+            "--until", type=float, help="minutes since the command began: train stops, check skips"
+        )
         command.add_argument("--init-from", type=Path, help="packed checkpoint to start train from")
         command.add_argument("--holes", type=int, default=60, help="of each kind, for evaluate")
     return parser
@@ -370,16 +378,16 @@ def main(arguments: list[str] | None = None) -> None:
     lease = Lease(parsed.archive, parsed.state, parsed.out, options, device, parsed.workers)
     form = parsed.form or lease.choice("check", "plain" if parsed.smoke else "compiled")
     if parsed.command == "check":
-        lease.check(60.0 * (parsed.minutes or 0.25))
+        lease.check(60.0 * (parsed.minutes or 0.2), parsed.until or 4.0)
     elif parsed.command == "noise":
-        lease.noise(parsed.minutes or 2.0, form)
+        lease.noise(parsed.minutes or 1.5, form)
     elif parsed.command == "train":
         lease.options = dataclasses.replace(
             options,
             noise=parsed.noise_kind or lease.choice("noise", "uniform"),
             minutes=parsed.minutes or options.minutes,
         )
-        lease.train(parsed.until, form, parsed.init_from)
+        lease.train(parsed.until or 9.2, form, parsed.init_from)
     else:
         lease.evaluate(parsed.holes)
 
