@@ -159,7 +159,7 @@ def build_card(
 
 def _longest_row(options: Mapping[str, Any]) -> int:
     """Document tokens of the longest rows of a run."""
-    return int(options["document_length"] * (2 if options["long_share"] > 0 else 1))
+    return int(options["document_length"] * (2 if options.get("long_share", 0.25) > 0 else 1))
 
 
 def _languages(statistics: Mapping[str, Any]) -> str:
