@@ -116,6 +116,7 @@ def test_self_conditioning_has_gradients_under_autocast(model, batch):
     assert F.cosine_similarity(actual.flatten(), expected.flatten(), dim=0) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_attending_in_blocks_changes_nothing(model, batch):
     """flex_attention under its rules gives what dense masks give (forward: CPUs have no more)."""
