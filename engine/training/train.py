@@ -46,9 +46,10 @@ from .rows import Batch, Mixture, RowSource
 from .streams import Streams
 
 CAUSAL_ONLY = Mixture(block=0.0, exact=0.0, slack=1.0, canvas_tokens=0)
-# Blocks give many targets per canvas and teach denoising fast; editors ask for slack holes.
+# Blocks give many targets per canvas and teach denoising fast. At inference lines are drafted in
+# exact holes, blocks in slack ones.
 DENSE = Mixture(block=0.40, exact=0.25, slack=0.35, suffix_window=0.45)
-EDITOR = Mixture(block=0.15, exact=0.15, slack=0.70, suffix_window=0.60)
+EDITOR = Mixture(block=0.15, exact=0.45, slack=0.40, suffix_window=0.60)
 
 # Training never draws these batch numbers for its own seed: held-out batches have their own.
 _HELD_OUT_SEED = 1_000_003
