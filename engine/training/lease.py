@@ -9,9 +9,10 @@
 
 The GPU machine has torch, numpy, tokenizers and safetensors, no network and nothing of ours: the
 archive brings the corpus, PYTHONPATH=engine:kernels the code. `check` finds the fastest form that
-computes what the plain one does; later commands take it from `--state`. `train` resumes from there, ends in time, and every few minutes puts the packed
-checkpoint into `--out`, in few files of at most 16 MiB. `--smoke` runs any of them in seconds, at a
-tiny size, on a CPU. README.md has the sequence with its times.
+computes what the plain one does; later commands take it from `--state`. `train` resumes from there,
+ends in time, and every few minutes puts the packed checkpoint into `--out`, in few files of at most
+16 MiB. `--smoke` runs any of them in seconds, at a tiny size, on a CPU. README.md has the sequence
+with its times.
 """
 
 from __future__ import annotations
@@ -200,8 +201,8 @@ class Lease:
     def noise(self, minutes: float, form: str) -> dict[str, Any]:
         """Uniform beside hybrid noise: held-out losses of two short runs from the same start.
 
-        `t1` and `first` can be compared between them: text predicted from nothing but noise. Nothing
-        is chosen: the engine's sampler draws uniform noise, so hybrid noise is an experiment yet.
+        `t1` and `first` can be compared between them: text predicted from nothing but noise.
+        Nothing is chosen: the engine's sampler draws uniform noise, so hybrid is an experiment yet.
         """
         found: dict[str, Any] = {}
         self._warm_up(form)
