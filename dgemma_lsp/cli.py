@@ -20,7 +20,14 @@ from rich.console import Console
 from rich.text import Text
 
 import dgemma_engine
-from dgemma_engine import DGemmaError, DraftStep, InfillEngine, InfillRequest, InfillResult
+from dgemma_engine import (
+    Decoder,
+    DGemmaError,
+    DraftStep,
+    InfillEngine,
+    InfillRequest,
+    InfillResult,
+)
 
 from . import __version__
 from .context import ContextBudget, build_request
@@ -128,6 +135,13 @@ def serve(
 @click.option("--watch", is_flag=True, help="Show the canvas after every pass.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps at most.")
+@click.option(
+    "--decoder",
+    default="auto",
+    show_default=True,
+    type=click.Choice([decoder.value for decoder in Decoder]),
+    help="How; auto takes what the model fills such holes best with.",
+)
 @click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1))
 def fill(
     location: str,
@@ -139,6 +153,7 @@ def fill(
     watch: bool,
     seed: int,
     steps: int | None,
+    decoder: str,
     max_tokens: int,
 ) -> None:
     """Fill a hole in a file.
@@ -150,7 +165,7 @@ def fill(
     request = build_request(
         file.snapshot(), hole, ContextBudget(), max_tokens=max_tokens, seed=seed
     )
-    request = dataclasses.replace(request, max_steps=steps)
+    request = dataclasses.replace(request, max_steps=steps, decoder=Decoder(decoder))
     engine = dgemma_engine.load_engine(model, device, dtype)
     console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start], file.text[hole.end :]
@@ -194,7 +209,13 @@ def demo(model: str, device: str, dtype: str, seed: int) -> None:
         prefix, rest = source.split(_HOLE_START, maxsplit=1)
         author, suffix = rest.split(_HOLE_END, maxsplit=1)
         # Later holes keep their author's text: one hole is filled at a time.
-        request = InfillRequest(prefix, _without_marks(suffix), language_id="python", seed=seed)
+        request = InfillRequest(
+            prefix,
+            _without_marks(suffix),
+            language_id="python",
+            decoder=Decoder.DIFFUSION,  # there is no canvas to watch in any other
+            seed=seed,
+        )
         console.rule(f"hole {len(outcomes) + 1}")
         result = _run(
             engine,
@@ -314,6 +335,8 @@ def _result_json(
         "rejection": None if isinstance(outcome, str) else outcome.reason.value,
         "token_confidences": [round(value, 4) for value in result.token_confidences],
         "mean_entropy": round(result.mean_entropy, 4),
+        "confidence": round(result.confidence, 4),
+        "decoder": result.decoder.value,
         "passes": result.num_passes,
         "stop_reason": result.stop_reason.value,
         "encode_ms": round(result.timings.encode_ms, 2),

@@ -6,10 +6,12 @@ features turn its outcome into one.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 
 from dgemma_engine.errors import Cancelled
+from dgemma_engine.types import Decoder
 
 from .context import ContextBudget, build_request
 from .document import DocumentSnapshot
@@ -57,6 +59,7 @@ class Filler:
             max_tokens=settings.max_tokens,
             seed=settings.seed,
         )
+        request = dataclasses.replace(request, decoder=Decoder(settings.decoder))
         has_deadline = while_typing and settings.deadline_ms > 0
         try:
             result = await self.scheduler.fill(

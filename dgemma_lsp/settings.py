@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from dgemma_engine.types import Decoder
+
 SECTION = "dgemma"  # of workspace/configuration
 
 
@@ -26,6 +28,8 @@ class Settings:
             0 for none. A fill that was asked for has no deadline.
         min_confidence: percent; a suggestion while typing is shown as far as the model is so sure
             of it. Null takes what was fitted for the model: half of what is shown is then right.
+        decoder: "auto" for what the model fills such holes best with, else "diffusion" or
+            "left_to_right".
         seed: of the model's noise; the same text and seed give the same fill.
         prefix_chars: characters read before the hole at most.
         suffix_chars: characters read after the hole at most.
@@ -37,6 +41,7 @@ class Settings:
     max_tokens: int = 64
     deadline_ms: int = 3000
     min_confidence: int | None = None
+    decoder: str = "auto"
     seed: int = 0
     prefix_chars: int = 8000
     suffix_chars: int = 2000
@@ -96,6 +101,10 @@ def _problem(name: str, value: Any) -> str | None:
         least, greatest = _LIMITS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= greatest:
             return f"must be a whole number from {least} to {greatest}, got {_shown(value)}"
+    elif name == "decoder":
+        choices = [decoder.value for decoder in Decoder]
+        if value not in choices:
+            return f"must be one of {', '.join(choices)}, got {_shown(value)}"
     elif name == "disabled_languages":
         if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
             return f"must be a list of language ids, got {_shown(value)}"

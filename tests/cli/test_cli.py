@@ -105,6 +105,18 @@ def test_fill_repeats_for_a_seed(
     assert answers[0]["passes"] <= 3
 
 
+@pytest.mark.parametrize("decoder", ["diffusion", "left_to_right"])
+def test_fill_takes_the_decoder_that_is_named(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str], decoder: str
+) -> None:
+    """And says in its answer which one it was, and how sure the model is."""
+    location = f"{source}:2:12"
+    assert run("fill", location, "--model", checkpoint, "--json", "--decoder", decoder) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["decoder"] == decoder
+    assert 0.0 <= answer["confidence"] <= 1.0
+
+
 def test_watch_shows_every_pass(
     checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,3 +106,18 @@ async def test_the_checkpoints_threshold_is_the_default() -> None:
         scheduler.close()
     assert isinstance(first, Rejection)
     assert second == "right"
+
+
+async def test_the_decoder_is_the_users_choice() -> None:
+    """What the settings say reaches the engine."""
+    engine = FakeEngine(lambda _: "right")
+    scheduler = FillScheduler(lambda: engine)
+    snapshot = DocumentSnapshot("file:///a.py", 1, "python", "x = ")
+    hole = Hole(4, 4, HoleKind.LINE)
+    try:
+        for decoder in ("auto", "left_to_right"):
+            settings = Settings(decoder=decoder)
+            await Filler(scheduler).fill(snapshot, hole, settings, while_typing=False)
+    finally:
+        scheduler.close()
+    assert [request.decoder.value for request in engine.requests] == ["auto", "left_to_right"]

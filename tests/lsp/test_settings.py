@@ -23,6 +23,8 @@ def test_names_are_camel_case() -> None:
         ({"maxTokens": True}, "got True"),
         ({"maxTokens": 1.5}, "got 1.5"),
         ({"model": ""}, "setting 'model' must be a text"),
+        ({"decoder": "magic"}, "must be one of auto, diffusion, left_to_right, got 'magic'"),
+        ({"minConfidence": 101}, "setting 'minConfidence' must be a whole number from 0 to 100"),
         ({"disabledLanguages": "python"}, "must be a list of language ids"),
         ({"disabledLanguages": [1]}, "must be a list of language ids"),
         ({"deadline": 5}, "unknown setting 'deadline'; known are model, device, maxTokens"),
