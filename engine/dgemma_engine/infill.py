@@ -23,6 +23,7 @@ from .cache import KVCache, PrefixCache
 from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs, read_json
 from .config import SamplerConfig
+from .copying import copy_from_context
 from .denoise import DenoisingStep, denoise
 from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
 from .errors import CheckpointError, RequestError
@@ -40,6 +41,7 @@ from .types import (
     DraftStep,
     DraftToken,
     EngineInfo,
+    HoleKind,
     InfillRequest,
     InfillResult,
     OnStep,
@@ -171,6 +173,8 @@ class DiffusionEngine:
             fill = self._write(plan, request, on_step, cancel)
         else:
             fill = self._diffuse(cache, plan, request, on_step, cancel)
+        if request.decoder is Decoder.AUTO and fill.stop_reason is not StopReason.DEADLINE:
+            fill = self._or_copied(plan, request, fill)
         total_ms = (time.monotonic() - start) * 1000
         token_ids = fill.draft.token_ids[: request.max_tokens]
         confidences = fill.draft.confidences[: len(token_ids)]
@@ -197,6 +201,26 @@ class DiffusionEngine:
             timings=Timings(encode_ms, total_ms - encode_ms, total_ms),
             stop_reason=fill.stop_reason,
         )
+
+    def _or_copied(self, plan: InfillPlan, request: InfillRequest, fill: _Fill) -> _Fill:
+        """The fill, or what the text did before if that fits better before the suffix."""
+        if plan.rules is None or plan.judge is None or request.kind is not HoleKind.LINE:
+            return fill
+        copied = copy_from_context(request)
+        text = self._text(fill.draft.token_ids, plan, request)
+        token_ids = self.tokenizer.encode(plan.judge.healed + copied)
+        if copied in ("", text) or request.num_tokens or len(token_ids) > request.max_tokens:
+            return fill
+        scores = self._judge.scores(plan.judge, [text, copied])
+        if scores[0] >= scores[1]:
+            return fill
+        cache, _ = self._prefix_cache.encode(plan.prompt_ids)
+        (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [token_ids], plan.rules)
+        confidences = [math.exp(value) for value in chain.log_probabilities]
+        entropies = [binary_entropy(value) for value in confidences]
+        accepted = [True] * len(token_ids)
+        draft = Draft(token_ids, confidences, entropies, accepted, has_ended=True)
+        return fill._replace(draft=draft, chain=chain)
 
     # --- left to right ---
 

@@ -26,7 +26,9 @@ class HoleKind(str, Enum):
 class Decoder(str, Enum):
     """How a hole's tokens are found, with the same weights."""
 
-    AUTO = "auto"  # the one that the checkpoint's own measurements name for this kind of hole
+    # The one that the checkpoint's own measurements name for this kind of hole; or, for a line,
+    # what followed the last time the text looked like this, where the model finds that likelier.
+    AUTO = "auto"
     DIFFUSION = "diffusion"  # all slots at once, in a few passes over the canvas
     LEFT_TO_RIGHT = "left_to_right"  # by the encoder, a token a pass, the suffix in its prompt
 

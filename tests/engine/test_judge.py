@@ -131,3 +131,21 @@ def test_a_fill_is_cut_where_the_line_goes_on(tmp_path: Path) -> None:
     middle = engine.fill(request(suffix=") + 1\n", decoder=Decoder.LEFT_TO_RIGHT))
     assert len(middle.token_ids) == 9
     assert len(middle.prefix_confidences) == len(middle.token_ids)
+
+
+def test_what_the_text_did_before_is_a_candidate(tmp_path: Path) -> None:
+    """For lines, by default, and only where the judge prefers it."""
+    engine = engine_of(tmp_path)
+    prefix = "self.left = left\nself.top = top\nself.le"
+    asked = request(prefix=prefix, suffix="\n")
+    for preference, expected in (("ft = left", True), ("nothing", False)):
+        engine._judge.scores = lambda prompt, texts, own=preference: [
+            float(text == own) for text in texts
+        ]
+        result = engine.fill(asked)
+        assert (result.text == "ft = left") == expected
+        assert len(result.prefix_confidences) == len(result.token_ids) == len(result.token_ends)
+    engine._judge.scores = lambda prompt, texts: [float(text == "ft = left") for text in texts]
+    for decoder in (Decoder.DIFFUSION, Decoder.LEFT_TO_RIGHT):
+        named = request(prefix=prefix, suffix="\n", decoder=decoder)
+        assert engine.fill(named).text != "ft = left", "a named decoder is what it says"

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 
 from dgemma_engine import HoleKind, InfillRequest
+from dgemma_engine.copying import copy_from_context
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.evaluation.coverage import choose_threshold, examine, point, shown_text
 from dgemma_lsp.evaluation.holes import EvalHole
-from dgemma_lsp.evaluation.methods import METHODS, Answer, answer, copy_from_context
+from dgemma_lsp.evaluation.methods import METHODS, Answer, answer
 from dgemma_lsp.evaluation.metrics import Share, lexical_tokens, score_fill, summarise
 
 
