@@ -34,13 +34,15 @@ CAPABILITIES = {
     },
     "workspace": {"workspaceEdit": {"documentChanges": True}},
 }
+# What the model is sure enough of to show unasked is not what these tests are about.
+SHOW_EVERYTHING = {"minConfidence": 0}
 REQUEST_CANCELLED, CONTENT_MODIFIED = -32800, -32801
 
 
 @pytest.fixture
 def client() -> Iterator[RawClient]:
     with RawClient("-m", "dgemma_lsp", "serve", "--stdio") as started:
-        started.initialize(**CAPABILITIES)
+        started.initialize(options=SHOW_EVERYTHING, **CAPABILITIES)
         started.open(URI, TEXT)
         yield started
 
@@ -169,7 +171,9 @@ async def visual_studio_code(lsp_client: LanguageClient):
     assert capabilities.text_document is not None
     capabilities.text_document.inline_completion = types.InlineCompletionClientCapabilities()
     lsp_client.feature(types.CLIENT_REGISTER_CAPABILITY)(lambda params: None)
-    await lsp_client.initialize_session(types.InitializeParams(capabilities=capabilities))
+    await lsp_client.initialize_session(
+        types.InitializeParams(capabilities=capabilities, initialization_options=SHOW_EVERYTHING)
+    )
     yield
     await lsp_client.shutdown_session()
 
