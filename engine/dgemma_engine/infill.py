@@ -272,8 +272,7 @@ class DiffusionEngine:
     ) -> tuple[Draft, Chain]:
         """Where the line goes on behind the hole, the start of the fill that fits best before it.
 
-        Left to right tends to write the line to its end, whatever follows: in 7 of 10 argument
-        lists it repeated the closing bracket.
+        Left to right tends to write the line to its end, whatever follows.
         """
         length = len(draft.token_ids)
         is_mid_line = bool(request.suffix.partition("\n")[0].strip())
