@@ -270,15 +270,22 @@ class DiffusionEngine:
         chain: Chain,
         request: InfillRequest,
     ) -> tuple[Draft, Chain]:
-        """Where the line goes on behind the hole, the start of the fill that fits best before it.
+        """The start of the fill that fits best before the suffix.
 
-        Left to right tends to write the line to its end, whatever follows.
+        Left to right tends to write a line to its end, whatever follows on it, and a block on and
+        on. A line is cut anywhere if it goes on behind the hole; a block at the ends of its lines.
         """
         length = len(draft.token_ids)
-        is_mid_line = bool(request.suffix.partition("\n")[0].strip())
-        if plan.judge is None or not is_mid_line or length < 2:
+        is_line = request.kind is HoleKind.LINE
+        if plan.judge is None or (is_line and not request.suffix.partition("\n")[0].strip()):
             return draft, chain
-        sizes = range(max(1, length - _MOST_CUTS + 1), length + 1)
+        sizes = [
+            size
+            for size in range(1, length + 1)
+            if is_line or size == length or self._starts_line(draft.token_ids[size])
+        ][-_MOST_CUTS:]
+        if len(sizes) < 2:
+            return draft, chain
         texts = [self._text(draft.token_ids[:size], plan, request) for size in sizes]
         scores = self._judge.scores(plan.judge, texts)
         size = sizes[max(range(len(scores)), key=scores.__getitem__)]
@@ -293,6 +300,9 @@ class DiffusionEngine:
             rules,
         )
         return cut, again
+
+    def _starts_line(self, token_id: int) -> bool:
+        return self.tokenizer.token_bytes(token_id).startswith(b"\n")
 
     # --- diffusion ---
 

@@ -97,7 +97,8 @@ class DiffusionGemma(nn.Module):
         self.sampler_defaults = SamplerConfig()
         # Without first values: drawing them on the meta device loads torch's compiler, 1.3 s.
         empty = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
+        embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
+        self.embed_tokens: nn.Embedding = embedding
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
