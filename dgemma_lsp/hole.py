@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from dgemma_engine.types import HoleKind
 
-from . import syntax
 from .document import DocumentSnapshot
+from .syntax import SyntaxNode
 
 _BLANKS = " \t\f\v\u00a0"
 _PYTHON_MARKERS = frozenset({"...", "pass"})
@@ -81,13 +81,20 @@ def _marker_at(snapshot: DocumentSnapshot, offset: int) -> Hole | None:
     # Cheap first look: a line without a marker in it is not worth a parse.
     if not any(marker in snapshot.text[line_start:line_end] for marker in _PYTHON_MARKERS):
         return None
-    tree = syntax.parse(snapshot.text, snapshot.language_id)
+    tree = snapshot.syntax.now()
     if tree is None:
         return None
     for probe in (offset, max(line_start, offset - 1)):
         for node in tree.ancestors(probe):
-            is_marker = snapshot.text[node.start : node.end] in _PYTHON_MARKERS
-            if is_marker and node.is_only_statement and node.start <= offset <= node.end:
+            is_marker = node.text in _PYTHON_MARKERS
+            if is_marker and _is_only_statement(node) and node.start <= offset <= node.end:
                 is_alone = not snapshot.text[line_start : node.start].strip(_BLANKS)
                 return Hole(node.start, node.end, HoleKind.BLOCK if is_alone else HoleKind.LINE)
     return None
+
+
+def _is_only_statement(node: SyntaxNode) -> bool:
+    block = node.parent
+    if block is None or block.kind != "block":
+        return False
+    return sum(child.is_named and child.kind != "comment" for child in block.children) == 1

@@ -15,33 +15,10 @@ from pathlib import Path
 from dgemma_engine import DGemmaError
 
 from .document import DocumentSnapshot, LineIndex
+from .languages import language_id_of_path
 
 # The engine reads a window around the hole; a source file beyond this is not one a person edits.
 MAX_FILE_BYTES = 5 * 1024 * 1024
-
-_LANGUAGE_IDS = {
-    ".py": "python",
-    ".pyi": "python",
-    ".js": "javascript",
-    ".ts": "typescript",
-    ".tsx": "typescriptreact",
-    ".go": "go",
-    ".rs": "rust",
-    ".c": "c",
-    ".h": "c",
-    ".cpp": "cpp",
-    ".java": "java",
-    ".rb": "ruby",
-    ".lua": "lua",
-    ".sh": "shellscript",
-    ".json": "json",
-    ".yaml": "yaml",
-    ".yml": "yaml",
-    ".toml": "toml",
-    ".html": "html",
-    ".css": "css",
-    ".md": "markdown",
-}
 
 _LOCATION = re.compile(
     r"(?P<path>.+?):(?P<line>\d+):(?P<column>\d+)(?:-(?P<end_line>\d+):(?P<end_column>\d+))?"
@@ -123,7 +100,7 @@ class SourceFile:
     @property
     def language_id(self) -> str:
         """The LSP language identifier that the file's ending stands for."""
-        return _LANGUAGE_IDS.get(self.path.suffix.lower(), "plaintext")
+        return language_id_of_path(self.path)
 
     def snapshot(self) -> DocumentSnapshot:
         """The file as the hole selection and the context see a document."""

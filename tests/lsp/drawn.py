@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dgemma_lsp.document import DocumentSnapshot
+from dgemma_lsp.syntax import SyntaxTree
 
 
 def read_cursor(drawn: str) -> tuple[str, int]:
@@ -24,3 +25,9 @@ def draw_span(text: str, start: int, end: int) -> str:
 
 def snapshot(text: str, language_id: str = "python") -> DocumentSnapshot:
     return DocumentSnapshot("file:///a.py", 1, language_id, text)
+
+
+def nodes_of(tree: SyntaxTree) -> list[tuple[str, int, int, bool]]:
+    """Every node of a tree: kind, start, end, and whether it is an unreadable or missing one."""
+    nodes = tree.nodes(0, len(tree.source.text))
+    return [(node.kind, node.start, node.end, node.is_error or node.is_missing) for node in nodes]

@@ -74,3 +74,21 @@ def test_a_change_of_a_large_document_is_quick() -> None:
         assert document.offset_at_position(types.Position(9_999, 0)) > 400_000
         seconds.append(time.perf_counter() - start)
     assert statistics.median(seconds) < 0.05  # measured: 2 ms
+
+
+@given(data=st.data())
+def test_an_index_is_edited_as_it_would_be_built(data: st.DataObject) -> None:
+    """Edit upon edit, also between the halves of a separator; no older index changes."""
+    lines = LineIndex(data.draw(TEXTS))
+    for _ in range(data.draw(st.integers(1, 5))):
+        before, text = lines, lines.text
+        starts = [before.bounds(number) for number in range(len(before))]
+        start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+        new = data.draw(TEXTS)
+        lines = before.edited(start, end, new)
+        built = LineIndex(text[:start] + new + text[end:])
+        assert built.text == lines.text
+        assert built.lines_with_ends() == lines.lines_with_ends()
+        for offset in range(-1, len(built.text) + 2):
+            assert built.line_at(offset) == lines.line_at(offset)
+        assert starts == [before.bounds(number) for number in range(len(before))]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dgemma_lsp import syntax
 
-from .drawn import draw_span, read_cursor
+from .drawn import draw_span, nodes_of, read_cursor
 
 NODES = {
     "ascii": ("x = f║oo(1)\n", "identifier", "x = «foo»(1)\n"),
@@ -62,24 +64,52 @@ def test_errors_have_a_place(text: str, num_errors: int) -> None:
         assert 0 <= error.start <= error.end <= len(text)
 
 
-@pytest.mark.parametrize(
-    ("drawn", "expected"),
-    [
-        ("x = ║1\n", ""),
-        ("def f():\n    x = ║1\n", "    "),
-        ("def f():\n\tif '😋':\n\t\tx = ║1\n", "\t\t"),
-        ("class A:\r\n  def f(self):\r\n      ret║urn 1\r\n", "      "),
-        ("║", ""),
-    ],
-)
-def test_indentation_of_the_block(drawn: str, expected: str) -> None:
-    """That of the statements around the cursor."""
-    text, offset = read_cursor(drawn)
-    tree = syntax.parse(text, "python")
-    assert tree is not None
-    assert expected == tree.block_indentation(offset)
-
-
 def test_a_language_without_a_grammar_has_no_tree() -> None:
     """The caller goes by lines."""
     assert syntax.parse("x = 1\n", "cobol") is None
+
+
+EDITED = {
+    "python": "def f(a):\n    x = f'{a}é'\n    return [x, '😋']\n\n\nclass A:\n    pass\n",
+    "javascript": "function f(a) {\n  return `😋 ${a}`;\n}\n",
+    "markdown": "# A\n\n```python\nx = 1\n```\n\n- b\n  - c\n",
+}
+PIECES = st.sampled_from(["x", "(", ")", ":", "{", "\n", "\r\n", "    ", "'", "`", "é", "😋", ""])
+
+
+@settings(deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("language_id", EDITED)
+def test_an_edited_tree_is_that_of_the_edited_text(language_id: str, data: st.DataObject) -> None:
+    """Edit upon edit. Where the text cannot be read, the two may disagree on what to skip."""
+    text = EDITED[language_id]
+    tree = syntax.parse(text, language_id)
+    for _ in range(data.draw(st.integers(1, 5))):
+        start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+        new = data.draw(PIECES)
+        text = text[:start] + new + text[end:]
+        assert tree is not None
+        tree = tree.edited(start, end, new)
+    fresh = syntax.parse(text, language_id)
+    assert tree is not None
+    assert fresh is not None
+    assert text == tree.source.text
+    assert fresh.has_errors == tree.has_errors
+    if not fresh.has_errors:
+        assert nodes_of(fresh) == nodes_of(tree)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_errors_of_a_span_are_those_that_touch_it(data: st.DataObject) -> None:
+    """As a look at every node finds them; also among many siblings."""
+    lines = st.sampled_from(["x = (1\n", "é = '😋\n", "def f(:\n", "y = 2\n", "    z\n", ")\n"])
+    text = "".join(data.draw(st.lists(lines, max_size=8))) + "a = 1\n" * 80
+    text += "".join(data.draw(st.lists(lines, max_size=8)))
+    tree = syntax.parse(text, "python")
+    assert tree is not None
+    start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    everywhere = [(node.kind, node.start, node.end) for node in tree.errors()]
+    assert len(everywhere) == sum(is_error for *_, is_error in nodes_of(tree))
+    expected = [item for item in everywhere if item[1] <= end and item[2] >= start]
+    assert expected == [(node.kind, node.start, node.end) for node in tree.errors(start, end)]
