@@ -168,7 +168,7 @@ def fill(
     request = dataclasses.replace(request, max_steps=steps, decoder=Decoder(decoder))
     engine = dgemma_engine.load_engine(model, device, dtype)
     console = Console(stderr=as_json, highlight=False, markup=False)
-    prefix, suffix = file.text[: hole.start], file.text[hole.end :]
+    prefix, suffix = file.text[: hole.start] + hole.before, hole.after + file.text[hole.end :]
     result = _run(engine, request, console, prefix, suffix, watch=watch)
     outcome = postprocess(file.snapshot(), hole, result.text)
     has_fill = isinstance(outcome, str)
@@ -291,7 +291,9 @@ def _find_hole(location: Location) -> tuple[SourceFile, Hole]:
     file = SourceFile.read(location.path)
     start, end = file.span(location)
     if start == end:
-        return file, select_hole(file.snapshot(), start, cover_marker=True)
+        snapshot = file.snapshot()
+        snapshot.syntax.wait()
+        return file, select_hole(snapshot, start, cover_marker=True)
     return file, selection_hole(file.snapshot(), start, end)
 
 
@@ -331,6 +333,9 @@ def _result_json(
         "start": place(hole.start),
         "end": place(hole.end),
         "kind": hole.kind.value,
+        "role": hole.role.value,
+        "before": hole.before,
+        "after": hole.after,
         "text": outcome if isinstance(outcome, str) else None,
         "rejection": None if isinstance(outcome, str) else outcome.reason.value,
         "token_confidences": [round(value, 4) for value in result.token_confidences],

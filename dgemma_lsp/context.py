@@ -37,12 +37,14 @@ def build_request(
 ) -> InfillRequest:
     """The request that fills `hole`; what the hole covers is in neither prefix nor suffix.
 
+    What will be put before and after the fill is read as if it stood there.
+
     A prefix over its budget begins at a line's start, a suffix ends at a line's end, unless a
     single line is longer than the budget: then it is cut inside that line.
     """
     return InfillRequest(
-        prefix=_cut_prefix(snapshot.text[: hole.start], budget.prefix_chars),
-        suffix=_cut_suffix(snapshot.text[hole.end :], budget.suffix_chars),
+        prefix=_cut_prefix(snapshot.text[: hole.start] + hole.before, budget.prefix_chars),
+        suffix=_cut_suffix(hole.after + snapshot.text[hole.end :], budget.suffix_chars),
         kind=hole.kind,
         language_id=snapshot.language_id,
         max_tokens=max_tokens,

@@ -44,7 +44,8 @@ def to_workspace_edit(
             otherwise the older `changes`.
     """
     replaced = snapshot.range_at(hole.start, hole.end, encoding)
-    edit = types.TextEdit(range=replaced, new_text=text.replace("\n", snapshot.eol))
+    new_text = hole.before + text.replace("\n", snapshot.eol) + hole.after
+    edit = types.TextEdit(range=replaced, new_text=new_text)
     if not versioned:
         return types.WorkspaceEdit(changes={snapshot.uri: [edit]})
     document = types.OptionalVersionedTextDocumentIdentifier(snapshot.uri, snapshot.version)

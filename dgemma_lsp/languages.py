@@ -377,7 +377,7 @@ LANGUAGES: tuple[Language, ...] = (
         bodies=("block",),
         strings=("string_value",),
         comments=("comment", "js_comment"),
-        operators=r"(?:^|[;{])\s*[-\w]+:\s*$",
+        operators=r"(?:^\s|[;{])\s*[-\w]+:\s*$",
     ),
     Language(
         ids=("markdown",),

@@ -37,4 +37,4 @@ def shift_suggestion(
         return Rejection(RejectReason.STALE, "something else was typed")
     if text == typed:
         return Rejection(RejectReason.STALE, "all of it was typed already")
-    return Hole(hole.start + num_typed, hole.end + num_typed, hole.kind), text[len(typed) :]
+    return hole.moved(num_typed), text[len(typed) :]

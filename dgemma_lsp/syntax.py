@@ -1,7 +1,7 @@
 """Syntax trees with character offsets; the one place that speaks tree-sitter's bytes.
 
 A tree never changes: an edit makes another one, which shares with the first what it can. A
-language without a grammar has no tree, and the caller goes by lines. It knows no holes; `hole.py`
+language without a grammar has no tree, and the caller goes by lines. It knows no holes; `hole/`
 asks it. When a document's tree is made, and on which thread, is decided in `lazy_tree.py`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -127,6 +127,18 @@ class SyntaxNode:
         return None if parent is None else SyntaxNode(parent, self._source)
 
     @property
+    def previous(self) -> SyntaxNode | None:
+        """The sibling before it."""
+        previous = self._node.prev_sibling
+        return None if previous is None else SyntaxNode(previous, self._source)
+
+    @property
+    def first_named(self) -> SyntaxNode | None:
+        """The first child that is a rule, not a token."""
+        child = self._node.named_child(0) if self._node.named_child_count else None
+        return None if child is None else SyntaxNode(child, self._source)
+
+    @property
     def children(self) -> list[SyntaxNode]:
         """All of them; slow at the root of a long file."""
         return [SyntaxNode(child, self._source) for child in self._node.children]
@@ -181,6 +193,15 @@ class SyntaxTree:
     def nodes(self, start: int, end: int) -> Iterator[SyntaxNode]:
         """Nodes that touch `text[start:end]`, the outer ones first."""
         return self._walk(start, end, within_errors=False)
+
+    def find(self, kinds: Sequence[str], start: int, end: int) -> list[SyntaxNode]:
+        """Nodes of some kinds that touch `text[start:end]`: 2 ms for the 1,000 of 10,000 lines."""
+        if not kinds:
+            return []
+        cursor = tree_sitter.QueryCursor(_query(self.language, tuple(kinds)))
+        cursor.set_byte_range(self.source.to_byte(start), self.source.to_byte(end) + 1)
+        found = cursor.captures(self._tree.root_node).get("found", [])
+        return [SyntaxNode(node, self.source) for node in found]
 
     def node_at(self, char_offset: int) -> SyntaxNode:
         """The smallest node around the character at `char_offset`."""
@@ -292,6 +313,16 @@ def has_node_kind(language: Language, kind: str) -> bool:
     """Whether the grammar knows such nodes."""
     grammar = _grammar(language.grammar)
     return grammar is not None and grammar.id_for_node_kind(kind, True) is not None
+
+
+@cache
+def _query(language: Language, kinds: tuple[str, ...]) -> tree_sitter.Query:
+    grammar = _grammar(language.grammar)
+    assert grammar is not None, f"no grammar for {language.name}"
+    query: tree_sitter.Query = tree_sitter.Query(
+        grammar, f"[{' '.join(f'({kind})' for kind in kinds)}] @found"
+    )
+    return query
 
 
 @cache

@@ -121,6 +121,7 @@ async def compute_edit(server: DGemmaServer, target: FillTarget) -> types.Worksp
     start = snapshot.offset_at(target.range.start, server.encoding)
     end = snapshot.offset_at(target.range.end, server.encoding)
     if start == end:
+        await snapshot.syntax.ready()
         hole = select_hole(snapshot, start, cover_marker=True)
     else:
         hole = selection_hole(snapshot, start, end)

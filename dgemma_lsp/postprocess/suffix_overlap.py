@@ -19,13 +19,13 @@ _PAIRS = {")": "(", "]": "[", "}": "{"}
 def trim_suffix_overlap(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | Rejection:
     """Cut the end of the fill that the document repeats right after the hole."""
     _, line_end = snapshot.lines.bounds(snapshot.lines.line_at(hole.end))
-    rest_of_line = snapshot.text[hole.end : line_end]
+    rest_of_line = to_lf(hole.after + snapshot.text[hole.end : line_end])
     if rest_of_line.strip():
-        before = snapshot.text[max(0, hole.start - 1) : hole.start]
+        before = (snapshot.text[max(0, hole.start - 1) : hole.start] + hole.before)[-1:]
         trimmed = _trim_rest_of_line(before, text, rest_of_line)
     else:
         head_start = snapshot.lines.bounds(snapshot.lines.line_at(hole.start))[0]
-        head = snapshot.text[head_start : hole.start]
+        head = to_lf(snapshot.text[head_start : hole.start] + hole.before).rpartition("\n")[2]
         trimmed = _trim_next_lines(head, text, _lines_after(snapshot, line_end))
     if not trimmed.strip():
         return Rejection(RejectReason.DUPLICATES_SUFFIX, "the fill repeats what follows")

@@ -11,5 +11,5 @@ def trim_trailing_blank(snapshot: DocumentSnapshot, hole: Hole, text: str) -> st
 
     In the middle of a line a last blank may be wanted, as before the `b` of `a + ║b`.
     """
-    following = snapshot.text[hole.end : hole.end + 1]
+    following = (hole.after + snapshot.text[hole.end : hole.end + 1])[:1]
     return text.rstrip() if following in ("", "\n", "\r") else text

@@ -52,3 +52,10 @@ def test_a_budget_of_nothing() -> None:
     assert (made.prefix, made.suffix) == ("", "")
     with pytest.raises(ValueError, match="prefix_chars must not be negative, got -1"):
         ContextBudget(prefix_chars=-1)
+
+
+def test_what_is_put_around_the_fill_is_read() -> None:
+    """As if it stood there, with line feeds."""
+    hole = Hole(8, 8, HoleKind.BLOCK, before="\r\n    ", after="\r\n")
+    made = build_request(snapshot("def f():\r\nx = 1"), hole, ContextBudget())
+    assert (made.prefix, made.suffix) == ("def f():\n    ", "\n\nx = 1")

@@ -29,8 +29,8 @@ CURSORS = {
 MARKERS = {
     "dots as a body": ("def f():\n    ..║.\n", "def f():\n    «...»\n", BLOCK),
     "pass as a body, cursor behind": ("def f():\n    pass║\n", "def f():\n    «pass»\n", BLOCK),
-    "body on the line of its head": ("def f(): ║...\n", "def f(): «...»\n", LINE),
-    "emoji before the marker": ("def f(a='😋'): ...║\n", "def f(a='😋'): «...»\n", LINE),
+    "body on the line of its head": ("def f(): ║...\n", "def f():« ...»\n", BLOCK),
+    "emoji before the marker": ("def f(a='😋'): ...║\n", "def f(a='😋'):« ...»\n", BLOCK),
     "one of two statements stays": (
         "def f():\n    pass║\n    x = 1\n",
         "def f():\n    pass«»\n    x = 1\n",

@@ -1,0 +1,426 @@
+"""Bodies of functions and blocks that are not written yet, and marks that ask for a fill.
+
+Not written is a body with nothing in it but blanks, comments, documentation, or a placeholder of
+its language (`pass`, `todo!()`, `throw new Error("not implemented")`). `<FILL>` asks for a fill
+anywhere; the comment around it goes with it. Trees find the bodies; without one, braces do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dgemma_engine.types import HoleKind
+
+from ..document import DocumentSnapshot
+from ..languages import Language, Layout, language_of
+from ..syntax import SyntaxNode, SyntaxTree
+from .embedded import part_at, parts_in
+from .line import BLANKS, is_comment, role_in_line
+from .types import Hole, HoleRole
+
+# A body with more characters is written, whatever they are.
+_MAX_CHARS = 2000
+# Lines around a body that show how the file is indented.
+_INDENT_LINES = 200
+
+_TO_DO = re.compile(r"\b(?:todo|fixme|implement)", re.I)
+# A comment that says no more than that something is missing; it goes when the code comes.
+_BARE_TO_DO = re.compile(
+    r"\W*(?:(?:todo|fixme)(?:\([^)]*\))?)?\W*(?:implement(?:ed)?(?:\s+(?:this|me|it))?)?\W*", re.I
+)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body that is not written yet.
+
+    Attributes:
+        start, end: what can be replaced, without documentation and what encloses it.
+        header: an offset in the line that the body's end is indented like.
+        sibling: an offset in a line of the body, if it has one, else None.
+        comments: spans of those between start and end.
+        placeholder: its span, None where there is none.
+        is_closed: whether a bracket or a word closes it.
+        is_function: of a function, not of another block.
+    """
+
+    start: int
+    end: int
+    header: int
+    sibling: int | None
+    comments: tuple[tuple[int, int], ...]
+    placeholder: tuple[int, int] | None
+    is_closed: bool
+    is_function: bool
+
+    @property
+    def is_empty(self) -> bool:
+        return self.placeholder is None
+
+    def hole(self, snapshot: DocumentSnapshot) -> Hole:
+        """The hole that takes the whole body; comments that say something stay above it."""
+        text, line_at = snapshot.text, snapshot.lines.line_at
+        kept = [span for span in self.comments if not _BARE_TO_DO.fullmatch(text, *span)]
+        first_code = self.placeholder[0] if self.placeholder else self.end
+        above = [span for span in kept if span[1] <= first_code]
+        is_followed = len(above) < len(kept)
+        start = above[-1][1] if above else self.start
+        end = self.placeholder[1] if self.placeholder and is_followed else self.end
+        core = text[start:end]
+        first, last = end - len(core.lstrip()), start + len(core.rstrip())
+        indentation = self._indentation(snapshot, above[-1][0] if above else self.sibling)
+        before, after = snapshot.eol + indentation, ""
+        if core.strip():
+            if not text[snapshot.lines.bounds(line_at(first))[0] : first].strip(BLANKS):
+                start, before = first, ""
+            shares_line = self.is_closed and line_at(last) == line_at(self.end)
+            end = last
+        else:
+            shares_line = self.is_closed and line_at(start) == line_at(self.end)
+            if not self.is_closed:
+                end = start
+            elif not shares_line:
+                end = max(start, snapshot.lines.bounds(line_at(self.end) - 1)[1])
+        if shares_line and not is_followed:
+            end, after = self.end, snapshot.eol + line_indentation(snapshot, self.header)
+        return Hole(start, end, HoleKind.BLOCK, HoleRole.BODY, before, after)
+
+    def is_to_do(self, snapshot: DocumentSnapshot) -> bool:
+        """Whether it looks unfinished by itself, rather than empty on purpose."""
+        if self.placeholder or any(_TO_DO.search(snapshot.text, *span) for span in self.comments):
+            return True
+        lines = snapshot.lines
+        is_open = not self.is_closed or lines.line_at(self.start) != lines.line_at(self.end)
+        return is_open and not self.comments
+
+    def _indentation(self, snapshot: DocumentSnapshot, sibling: int | None) -> str:
+        if sibling is not None:
+            line_start = snapshot.lines.bounds(snapshot.lines.line_at(sibling))[0]
+            if not snapshot.text[line_start:sibling].strip(BLANKS):
+                return snapshot.text[line_start:sibling]
+        return line_indentation(snapshot, self.header) + indent_unit(snapshot, self.header)
+
+
+def body_hole(snapshot: DocumentSnapshot, offset: int) -> Hole | None:
+    """The body of the innermost function or block around the cursor.
+
+    None where it is written already, or there is none.
+    """
+    part = part_at(snapshot, offset)
+    body = body_at(part.snapshot, offset - part.start)
+    return None if body is None else body.hole(part.snapshot).moved(part.start)
+
+
+def find_holes(snapshot: DocumentSnapshot, start: int = 0, end: int | None = None) -> list[Hole]:
+    """Everything in a span that waits to be filled, in the order of the text; none overlap.
+
+    That is: functions whose body is a placeholder, has a comment with TODO, FIXME or "implement" in
+    it, or is empty over several lines; and `<FILL>`. An empty body is left alone where it is meant
+    to be (`{}`, abstract methods, overloads, protocols, stub files).
+    """
+    end = len(snapshot.text) if end is None else end
+    holes: list[Hole] = []
+    for part in parts_in(snapshot, start, end):
+        found = _holes_of_part(part.snapshot, max(0, start - part.start), end - part.start)
+        holes += [hole.moved(part.start) for hole in found]
+    holes += _holes_of_part(snapshot, start, end)  # behind theirs, which know the language
+    chosen: list[Hole] = []
+    for hole in sorted(holes, key=lambda hole: (hole.start, hole.end)):
+        if not chosen or hole.start > chosen[-1].end:
+            chosen.append(hole)
+    return chosen
+
+
+def fill_marker_at(snapshot: DocumentSnapshot, offset: int) -> Hole | None:
+    """The `<FILL>` that the cursor touches."""
+    bounds = snapshot.lines.bounds(snapshot.lines.line_at(offset))
+    touching = (hole for hole in _fill_markers(snapshot, *bounds) if hole.start <= offset)
+    return next((hole for hole in touching if offset <= hole.end), None)
+
+
+def body_at(snapshot: DocumentSnapshot, offset: int) -> Body | None:
+    """The innermost body around the cursor, if it is not written yet; in one language."""
+    language, tree = language_of(snapshot.language_id), snapshot.syntax.now()
+    if tree is None:
+        return _body_by_signs(snapshot, offset, language)
+    innermost: tuple[int, int, Body | None] | None = None
+    for probe in _probes(snapshot, offset):
+        for node in tree.ancestors(probe):
+            interior = _interior(snapshot, node, language)
+            if interior is None:
+                continue
+            start, reach = interior.owner.start, interior.reach
+            if not start <= offset <= reach:
+                continue
+            if innermost is None or reach - start < innermost[1] - innermost[0]:
+                innermost = start, reach, _body(snapshot, tree, interior, language)
+            break
+    return innermost[2] if innermost is not None else None
+
+
+def line_indentation(snapshot: DocumentSnapshot, offset: int) -> str:
+    """The blanks that begin the line around `offset`."""
+    line = snapshot.lines.line_text(snapshot.lines.line_at(offset))[:_MAX_CHARS]
+    return line[: len(line) - len(line.lstrip(BLANKS))]
+
+
+def indent_unit(snapshot: DocumentSnapshot, offset: int) -> str:
+    """One level of indentation as the lines around `offset` have it, or as is usual."""
+    here = snapshot.lines.line_at(offset)
+    last, steps = 0, []
+    for number in range(max(0, here - _INDENT_LINES), min(len(snapshot.lines), here + 200)):
+        start, end = snapshot.lines.bounds(number)
+        line = snapshot.text[start : min(end, start + 200)]
+        if line.startswith("\t"):
+            return "\t"
+        if text := line.lstrip(BLANKS):
+            depth = len(line) - len(text)
+            # One space more is the star of a comment, and many are a continued line.
+            if 2 <= depth - last <= 8 and not text.startswith("*"):
+                steps.append(depth - last)
+            last = depth
+    return " " * min(steps) if steps else language_of(snapshot.language_id).indent
+
+
+@dataclass(frozen=True, slots=True)
+class _Interior:
+    """A body, written or not: whose it is, the span inside, and how far a cursor is in it."""
+
+    owner: SyntaxNode
+    start: int
+    end: int
+    reach: int
+    sibling: int | None = None
+
+
+def _interior(snapshot: DocumentSnapshot, node: SyntaxNode, language: Language) -> _Interior | None:
+    """The body that `node` is or has."""
+    if language.layout is Layout.END:
+        return _interior_to_end(node) if node.kind in language.bodies else None
+    owner, body = node, node.field("body") or node.field("consequence")
+    if node.kind in language.bodies:
+        owner, body = node.parent or node, node
+    if body is None or body.kind not in language.bodies:
+        return None
+    if language.layout is Layout.INDENTATION:
+        return _interior_by_indentation(snapshot, owner, body, language)
+    start, end = body.start, body.end
+    if not (snapshot.text.startswith("{", start) and snapshot.text.startswith("}", end - 1)):
+        return None
+    if end - start < 2:
+        return None
+    return _Interior(owner, start + 1, end - 1, owner.end)
+
+
+def _interior_to_end(node: SyntaxNode) -> _Interior | None:
+    """From the last of the head to the word `end`."""
+    body = node.field("body")
+    start = None
+    for child in node.children:
+        if child.kind == "end" and not child.is_missing and start is not None:
+            return _Interior(node, start, child.start, node.end)
+        is_inside = body is not None and child.start >= body.start
+        if not is_inside and child.kind != "comment":
+            start = child.end
+    return None
+
+
+def _interior_by_indentation(
+    snapshot: DocumentSnapshot, owner: SyntaxNode, body: SyntaxNode, language: Language
+) -> _Interior | None:
+    """From the colon to the end of the statements, and of the comments below them."""
+    colons = [child for child in owner.children if child.kind == ":" and child.start < body.end]
+    if not colons:
+        return None
+    start, end = colons[-1].end, max(colons[-1].end, body.end)
+    sibling, first = None, body.first_named
+    if first is not None and (string := documentation_of(body)) is not None:
+        start, sibling = string.end, string.start
+    if end > start and snapshot.text[start:end].strip() and end - start > _MAX_CHARS:
+        return _Interior(owner, start, end, end, sibling)
+    header = len(line_indentation(snapshot, owner.start))
+    reach, lines = end, snapshot.lines
+    for number in range(lines.line_at(end) + 1, len(lines)):
+        line = lines.line_text(number)
+        if line.strip():
+            depth = len(line) - len(line.lstrip(BLANKS))
+            if depth <= header or not is_comment(snapshot, line):
+                break
+            end = lines.bounds(number)[1]
+        reach = lines.bounds(number)[1]
+    is_written = bool(body.text.strip()) and sibling is None
+    return _Interior(owner, start, end, end if is_written else reach, sibling)
+
+
+def documentation_of(body: SyntaxNode) -> SyntaxNode | None:
+    """The string that is the first statement."""
+    first = body.first_named
+    string = first.first_named if first is not None and first.kind.startswith("expr") else first
+    return string if string is not None and string.kind == "string" else None
+
+
+def _body(
+    snapshot: DocumentSnapshot, tree: SyntaxTree | None, interior: _Interior, language: Language
+) -> Body | None:
+    """What an interior is if nothing is written in it, else None."""
+    start, end = interior.start, interior.end
+    if end - start > _MAX_CHARS:
+        return None
+    nodes = tree.nodes(start, end) if tree is not None else ()
+    inside = [node for node in nodes if node.kind in language.comments]
+    comments = tuple(
+        (node.start, node.start + len(node.text.rstrip()))
+        for node in inside
+        if start <= node.start and node.end <= end + 1
+    )
+    is_function = interior.owner.kind in language.functions
+    return _unwritten(
+        snapshot,
+        start,
+        end,
+        interior.owner.start,
+        interior.sibling,
+        comments,
+        language,
+        is_function,
+    )
+
+
+def _unwritten(
+    snapshot: DocumentSnapshot,
+    start: int,
+    end: int,
+    header: int,
+    sibling: int | None,
+    comments: tuple[tuple[int, int], ...],
+    language: Language,
+    is_function: bool,
+) -> Body | None:
+    code = snapshot.text[start:end]
+    for first, last in comments:
+        code = code[: first - start] + " " * (last - first) + code[last - start :]
+    words, placeholder = code.strip(), None
+    if words:
+        if not language.placeholder.fullmatch(words):
+            return None
+        first = start + len(code) - len(code.lstrip())
+        placeholder = first, first + len(words)
+    is_closed = language.layout is not Layout.INDENTATION
+    return Body(start, end, header, sibling, comments, placeholder, is_closed, is_function)
+
+
+def _probes(snapshot: DocumentSnapshot, offset: int) -> Iterator[int]:
+    """Where the tree is asked for what is around the cursor: a blank line is around nothing."""
+    yield offset
+    if offset > 0:
+        yield offset - 1
+    lines = snapshot.lines
+    number = lines.line_at(offset)
+    for above in range(number, max(-1, number - 20), -1):
+        line = lines.line_text(above)
+        if line.strip() and not is_comment(snapshot, line):
+            if above < number:
+                yield lines.bounds(above)[0] + len(line.rstrip()) - 1
+            return
+
+
+def _body_by_signs(snapshot: DocumentSnapshot, offset: int, language: Language) -> Body | None:
+    """Without a tree: between two braces with none between them, or below a line with a colon."""
+    text = snapshot.text
+    if language.layout is Layout.BRACES:
+        start = text.rfind("{", max(0, offset - _MAX_CHARS), offset)
+        if start >= 0 and (match := _BRACES.match(text, start, start + _MAX_CHARS)) is not None:
+            return _body_in_braces(snapshot, match, language) if offset < match.end() else None
+    if language.layout is Layout.INDENTATION:
+        lines, number = snapshot.lines, snapshot.lines.line_at(offset)
+        above, below = lines.line_text(max(0, number - 1)), ""
+        for following in range(number + 1, min(len(lines), number + 20)):
+            if below := lines.line_text(following):
+                break
+        header = lines.bounds(max(0, number - 1))
+        depth = len(line_indentation(snapshot, header[0]))
+        is_next_out = len(below) - len(below.lstrip(BLANKS)) <= depth
+        if above.rstrip().endswith(":") and not lines.line_text(number).strip() and is_next_out:
+            return Body(header[1], header[1], header[0], None, (), None, False, False)
+    return None
+
+
+def _body_in_braces(
+    snapshot: DocumentSnapshot, match: re.Match[str], language: Language
+) -> Body | None:
+    start, end = match.span(1)
+    opening, closing = language.block_comment
+    signs = [rf"{re.escape(opening)}[\s\S]*?{re.escape(closing)}"] if opening else []
+    signs += [rf"{re.escape(language.line_comment)}[^\r\n]*"] if language.line_comment else []
+    found = re.compile("|".join(signs) or "(?!)").finditer(snapshot.text, start, end)
+    comments = tuple(comment.span() for comment in found)
+    return _unwritten(snapshot, start, end, match.start(), None, comments, language, False)
+
+
+def _holes_of_part(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Hole]:
+    def is_near(hole: Hole) -> bool:
+        is_within = start <= hole.start and hole.end <= end
+        return is_within or (hole.start < end and start < hole.end)
+
+    yield from filter(is_near, _fill_markers(snapshot, start, end))
+    for body in _unfinished_functions(snapshot, start, end):
+        hole = body.hole(snapshot)
+        if is_near(hole):
+            yield hole
+
+
+def _unfinished_functions(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Body]:
+    language, tree = language_of(snapshot.language_id), snapshot.syntax.now()
+    if tree is None:
+        if language.layout is Layout.BRACES:
+            matches = _BRACES.finditer(snapshot.text, start, end)
+            bodies = (_body_in_braces(snapshot, match, language) for match in matches)
+            marked = (body for body in bodies if body and (body.placeholder or body.comments))
+            yield from (body for body in marked if body.is_to_do(snapshot))
+        return
+    if snapshot.uri.endswith(".pyi"):
+        return
+    for function in tree.find(language.functions, start, end):
+        interior = _interior(snapshot, function, language)
+        body = _body(snapshot, tree, interior, language) if interior is not None else None
+        if body is not None and body.is_to_do(snapshot) and not _is_stub(function, language):
+            yield body
+
+
+def _is_stub(function: SyntaxNode, language: Language) -> bool:
+    """Whether its decorators, or its class's bases, say that there is to be no body."""
+    if not language.stubs:
+        return False
+    words = re.compile(rf"\b(?:{'|'.join(language.stubs)})\b")
+    node = function.parent
+    for _ in range(3):  # the decorated function, the class's block, the class
+        if node is None:
+            return False
+        is_head = node.kind == "decorated_definition"
+        head = node.text[: function.start - node.start] if is_head else ""
+        bases = node.field("superclasses")
+        if words.search(head + (bases.text if bases is not None else "")):
+            return True
+        node = node.parent
+    return False
+
+
+def _fill_markers(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Hole]:
+    language, text = language_of(snapshot.language_id), snapshot.text
+    if text.find("<FILL>", start, end) < 0:
+        return
+    opening, closing = language.block_comment
+    forms = [rf"{re.escape(opening)}\s*<FILL>\s*{re.escape(closing)}"] if opening else []
+    if language.line_comment:
+        forms.append(rf"{re.escape(language.line_comment)}[^\S\r\n]*<FILL>[^\S\r\n]*(?=[\r\n]|$)")
+    for match in re.compile("|".join([*forms, "<FILL>"])).finditer(text, start, end):
+        first, last = match.start(), match.start() + len(match[0].rstrip())
+        line_start = snapshot.lines.bounds(snapshot.lines.line_at(first))[0]
+        line_end = snapshot.lines.bounds(snapshot.lines.line_at(last))[1]
+        if (text[line_start:first] + text[last:line_end]).strip(BLANKS):
+            yield Hole(first, last, HoleKind.LINE, role_in_line(snapshot, first))
+        else:
+            yield Hole(first, last, HoleKind.BLOCK, HoleRole.LINES)
