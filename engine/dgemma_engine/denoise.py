@@ -76,6 +76,9 @@ def denoise(
     generator: torch.Generator,
     criteria: Sequence[StoppingCriterion],
     cancel: CancellationToken | None = None,
+    *,
+    initial: Tensor | None = None,
+    first_step: int = 0,
 ) -> Generator[DenoisingStep, Tensor | None, None]:
     """Denoise a canvas, one step per item, until every row has finished or the steps run out.
 
@@ -90,6 +93,8 @@ def denoise(
         generator: source of all noise and draws, on the model's device.
         criteria: a row is finished as soon as one of them says so.
         cancel: looked at before every pass.
+        initial: (B, C) int64, what the holes hold at the start; None for noise.
+        first_step: of the schedule; an `initial` that is half text begins half way.
     Yields:
         each step, the last one with `stop_reason` set (`MAX_STEPS` if no criterion was met).
     Raises:
@@ -100,14 +105,14 @@ def denoise(
     vocab_size = model.config.vocab_size
     shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
     num_slots = canvas.hole_mask.sum(dim=-1)  # (B,)
-    token_ids = noise(shape, vocab_size, generator)
+    token_ids = noise(shape, vocab_size, generator) if initial is None else initial
     self_conditioning_logits: Tensor | None = None
     previous: DenoisingStep | None = None
     is_finished = torch.zeros(shape[0], dtype=torch.bool, device=model.device)
     # Clamped positions are certain: only the hole's are asked about, M of C.
     slots = canvas.hole_slots()
     part = canvas.part(slots)
-    for step in range(config.max_denoising_steps):
+    for step in range(first_step, config.max_denoising_steps):
         if cancel is not None:
             cancel.raise_if_cancelled()
         token_ids = canvas.impose(token_ids)

@@ -51,6 +51,12 @@ class FakeEngine:
     def count_tokens(self, request: InfillRequest, text: str) -> int:
         return max(1, len(text.split()))
 
+    def render(self, request: InfillRequest) -> str:
+        return f"{request.prefix}<hole>{request.suffix}"
+
+    def close(self) -> None:
+        pass
+
     def fill(
         self,
         request: InfillRequest,

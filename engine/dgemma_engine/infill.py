@@ -141,6 +141,21 @@ class DiffusionEngine:
         healed = self.strategy.plan(request).healed.decode("utf-8", errors="ignore")
         return len(self.tokenizer.encode(healed + text))
 
+    def render(self, request: InfillRequest) -> str:
+        """See `InfillEngine.render`."""
+        plan = self.strategy.plan(request)
+        token_ids, hole = plan.canvas.token_ids[0].tolist(), plan.canvas.hole_mask[0].tolist()
+        canvas = ""
+        for is_hole, slots in itertools.groupby(range(len(hole)), hole.__getitem__):
+            part = list(slots)
+            clamped = self.tokenizer.render(token_ids[slot] for slot in part)
+            canvas += f"⟨{len(part)} slots to fill⟩" if is_hole else clamped
+        prompt = self.tokenizer.render(plan.prompt_ids)
+        return f"prompt ({len(plan.prompt_ids)} tokens):\n{prompt}\n\ncanvas:\n{canvas}\n"
+
+    def close(self) -> None:
+        """Nothing to do: the memory goes with the engine."""
+
     def fill(
         self,
         request: InfillRequest,
@@ -160,6 +175,8 @@ class DiffusionEngine:
         start = time.monotonic()
         plan = self.strategy.plan(request)
         decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
+        if request.draft:
+            decoder = Decoder.DIFFUSION
         if decoder is Decoder.LEFT_TO_RIGHT and plan.rules is None:
             raise RequestError(
                 f"strategy {self.strategy.name!r} cannot decode left to right; "
@@ -171,9 +188,15 @@ class DiffusionEngine:
         encode_ms = (time.monotonic() - start) * 1000
         if decoder is Decoder.LEFT_TO_RIGHT:
             fill = self._write(plan, request, on_step, cancel)
+        elif request.draft:
+            fill = self._revise(cache, plan, request, on_step, cancel)
         else:
             fill = self._diffuse(cache, plan, request, on_step, cancel)
-        if request.decoder is Decoder.AUTO and fill.stop_reason is not StopReason.DEADLINE:
+        if (
+            request.decoder is Decoder.AUTO
+            and not request.draft
+            and fill.stop_reason is not StopReason.DEADLINE
+        ):
             fill = self._or_copied(plan, request, fill)
         total_ms = (time.monotonic() - start) * 1000
         token_ids = fill.draft.token_ids[: request.max_tokens]
@@ -214,13 +237,19 @@ class DiffusionEngine:
         scores = self._judge.scores(plan.judge, [text, copied])
         if scores[0] >= scores[1]:
             return fill
+        draft, chain = self._as_it_stands(plan, plan.rules, token_ids)
+        return fill._replace(draft=draft, chain=chain)
+
+    def _as_it_stands(
+        self, plan: InfillPlan, rules: CausalRules, token_ids: list[int]
+    ) -> tuple[Draft, Chain]:
+        """A text that no decoder wrote, as the encoder reads it."""
         cache, _ = self._prefix_cache.encode(plan.prompt_ids)
-        (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [token_ids], plan.rules)
+        (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [token_ids], rules)
         confidences = [math.exp(value) for value in chain.log_probabilities]
         entropies = [binary_entropy(value) for value in confidences]
         accepted = [True] * len(token_ids)
-        draft = Draft(token_ids, confidences, entropies, accepted, has_ended=True)
-        return fill._replace(draft=draft, chain=chain)
+        return Draft(token_ids, confidences, entropies, accepted, has_ended=True), chain
 
     # --- left to right ---
 
@@ -366,6 +395,82 @@ class DiffusionEngine:
             canvas = dataclasses.replace(
                 Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
             )
+
+    @torch.no_grad()
+    def _revise(
+        self,
+        cache: KVCache,
+        plan: InfillPlan,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        cancel: CancellationToken | None,
+    ) -> _Fill:
+        """Denoise a draft again: its least likely tokens become noise, the others stay to begin.
+
+        One pass over the draft as it stands says how likely each token is. What comes out is the
+        draft, unless the new text fits better before the suffix or all of it was to be new.
+        """
+        config = self.model.sampler_defaults
+        if request.max_steps is not None:
+            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
+        generator = torch.Generator(self.model.device).manual_seed(request.seed)
+        assert request.draft is not None
+        canvas = plan.canvas.select(torch.zeros(1, dtype=torch.int64, device=self.model.device))
+        draft_ids = self.tokenizer.encode(plan.healed.decode("utf-8", "ignore") + request.draft)
+        slots = canvas.hole_slots()  # (1, M)
+        num_slots, ends = slots.shape[1], self.strategy.end_token_ids
+        most = num_slots - 1 if ends else num_slots
+        if len(draft_ids) > most:
+            raise RequestError(
+                f"the text to revise has {len(draft_ids)} tokens, the canvas holds {most}; "
+                "choose a shorter one"
+            )
+        tail = [*ends[:1], *ends[-1:] * num_slots][: num_slots - len(draft_ids)]
+        held = torch.tensor([draft_ids + tail], device=self.model.device)
+        token_ids = canvas.impose(canvas.token_ids.scatter(1, slots, held))
+        logits = self.model.denoise_logits(token_ids, cache, None, slots)
+        chances = canvas.part(slots).restrict(logits).softmax(dim=-1)
+        likely = chances.gather(-1, held[..., None]).squeeze(-1)  # (1, M)
+        if tail:
+            likely[:, len(draft_ids) :] = 1.0  # the end may still move: it is not clamped
+        count = max(1, round(request.strength * len(draft_ids)))
+        weakest = slots.gather(1, likely.topk(count, largest=False).indices)
+        fresh = noise((1, token_ids.shape[1]), self.model.config.vocab_size, generator)
+        initial = token_ids.scatter(1, weakest, fresh.gather(1, weakest))
+        num_steps = config.max_denoising_steps
+        first_step = min(num_steps - 1, round((1.0 - request.strength) * num_steps))
+        reason, num_passes = StopReason.MAX_STEPS, 1
+        last: DenoisingStep | None = None
+        for last in denoise(
+            self.model,
+            cache,
+            canvas,
+            config,
+            generator,
+            self._criteria(config),
+            cancel,
+            initial=initial,
+            first_step=first_step,
+        ):
+            num_passes += 1
+            if on_step is not None:
+                draft = self._read(last, canvas, 0)
+                on_step(self._show(last.step, num_steps, draft, plan, request))
+            reason = last.stop_reason or reason
+            if request.deadline is not None and time.monotonic() >= request.deadline:
+                reason = StopReason.DEADLINE if last.stop_reason is None else reason
+                break
+        assert last is not None
+        done = self._read(last, canvas, 0)
+        if plan.rules is None or not done.token_ids:
+            return _Fill(done, num_passes, reason, None)
+        best = done.token_ids
+        if plan.judge is not None and request.strength < 1.0:
+            revised = self._text(best, plan, request)
+            scores = self._judge.scores(plan.judge, [request.draft, revised])
+            best = draft_ids if scores[0] >= scores[1] else best
+        written, chain = self._as_it_stands(plan, plan.rules, best)
+        return _Fill(written, num_passes, reason, chain)
 
     def _promising(
         self, plan: InfillPlan, step: DenoisingStep, canvas: Canvas, request: InfillRequest

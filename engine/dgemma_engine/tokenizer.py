@@ -72,6 +72,10 @@ class Tokenizer:
         """The text of some tokens. An incomplete character at either end is left out."""
         return self.decode_bytes(token_ids).decode("utf-8", errors="ignore")
 
+    def render(self, token_ids: Iterable[int]) -> str:
+        """The text of some tokens with the special ones by their names, for a person."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=False)
+
     def ids_starting_with(self, start: bytes) -> list[int]:
         """All tokens whose bytes begin with `start`, which is not empty."""
         first = bisect_left(self._sorted_bytes, (start, -1))

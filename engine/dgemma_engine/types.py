@@ -59,6 +59,9 @@ class InfillRequest:
         seed: of the noise; the same request and seed give the same fill on the same machine.
         max_steps: denoising steps at most; None takes the checkpoint's own number.
         deadline: `time.monotonic()` seconds after which the draft at hand is returned, or None.
+        draft: a text for the hole that is revised, by diffusion: what the model finds least likely
+            in it becomes noise and is denoised again. None begins with nothing but noise.
+        strength: share of the draft's tokens that become noise, above 0 and at most 1.
 
     Raises:
         RequestError: at construction, if a number is out of range; the message shows it.
@@ -74,6 +77,8 @@ class InfillRequest:
     seed: int = 0
     max_steps: int | None = None
     deadline: float | None = None
+    draft: str | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -84,6 +89,10 @@ class InfillRequest:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise RequestError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not 0 < self.strength <= 1:
+            raise RequestError(f"strength must be above 0 and at most 1, got {self.strength}")
+        if self.draft is not None and self.decoder is Decoder.LEFT_TO_RIGHT:
+            raise RequestError("a draft can be revised by diffusion only, not left to right")
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must be in 0 .. 2**63 - 1, got {self.seed}")
 
@@ -214,6 +223,10 @@ class InfillEngine(Protocol):
         """How many tokens `text` would be in the request's hole: what `num_tokens` counts."""
         ...
 
+    def render(self, request: InfillRequest) -> str:
+        """Exactly what the model would read, special tokens and canvas included, for a person."""
+        ...
+
     def fill(
         self,
         request: InfillRequest,
@@ -232,4 +245,8 @@ class InfillEngine(Protocol):
             Cancelled: within one pass of `cancel.cancel()`.
             RequestError: the request cannot be served (`ContextTooLong` among them).
         """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; no call may follow."""
         ...

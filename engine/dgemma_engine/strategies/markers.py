@@ -145,6 +145,11 @@ class MarkerStrategy:
         candidates: tuple[int, ...] = ()
         if request.num_tokens is not None:
             canvas = build_exact([min(request.num_tokens, longest)])
+        elif request.draft is not None:
+            # Room for the draft and an end mark; one that is longer is refused later.
+            num_draft = len(tokenizer.encode(healed.decode("utf-8", "ignore") + request.draft))
+            size = next((size for size in layout.hole_lengths if size > num_draft), longest)
+            canvas = build([size], MID_ID)
         else:
             size = layout.hole_length(request.kind, request.max_tokens)
             if is_line:
