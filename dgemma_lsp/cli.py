@@ -89,8 +89,10 @@ def cli() -> None:
     default="info",
     show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="What goes to standard error.",
+    help="How much is logged; at info and above, no code of yours.",
 )
+@click.option("--log-file", help="Log to this file and not to standard error.")
+@click.option("--trace", help="Write every message to this file, with the code that is in it.")
 def serve(
     model: str,
     device: str,
@@ -101,22 +103,33 @@ def serve(
     host: str,
     port: int,
     log_level: str,
+    log_file: str | None,
+    trace: str | None,
 ) -> None:
     """Run the language server."""
     if stdio + tcp + ws > 1:
         raise click.UsageError("choose one of --stdio, --tcp and --ws")
+    from dgemma_engine.process import EngineProcess
+
     from .server import configure_logging
     from .server import serve as serve_client
     from .settings import Settings
 
-    configure_logging(log_level.upper())
+    try:
+        configure_logging(log_level.upper(), log_file)
+        trace_file = open(trace, "a", encoding="utf-8") if trace else None  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be written: {error.strerror}") from error
     try:
         status = serve_client(
-            lambda settings: dgemma_engine.load_engine(settings.model, settings.device, dtype),
+            lambda settings, on_death: EngineProcess(
+                settings.model, settings.device, dtype, on_death=on_death
+            ),
             Settings(model=model, device=device),
             transport="tcp" if tcp else "ws" if ws else "stdio",
             host=host,
             port=port,
+            trace=trace_file,
         )
     except ModuleNotFoundError as error:
         if error.name != "websockets":

@@ -32,24 +32,31 @@ def build_request(
     hole: Hole,
     budget: ContextBudget,
     *,
+    related: str = "",
     max_tokens: int = 64,
     seed: int = 0,
 ) -> InfillRequest:
     """The request that fills `hole`; what the hole covers is in neither prefix nor suffix.
 
+    `related` comes first: what changes with every key is at the end, and the rest stays encoded.
     What will be put before and after the fill is read as if it stood there.
 
     A prefix over its budget begins at a line's start, a suffix ends at a line's end, unless a
     single line is longer than the budget: then it is cut inside that line.
     """
     return InfillRequest(
-        prefix=_cut_prefix(snapshot.text[: hole.start] + hole.before, budget.prefix_chars),
+        prefix=related + prefix_window(snapshot, hole, budget.prefix_chars),
         suffix=_cut_suffix(hole.after + snapshot.text[hole.end :], budget.suffix_chars),
         kind=hole.kind,
         language_id=snapshot.language_id,
         max_tokens=max_tokens,
         seed=seed,
     )
+
+
+def prefix_window(snapshot: DocumentSnapshot, hole: Hole, prefix_chars: int) -> str:
+    """The text before the fill that is read."""
+    return _cut_prefix(snapshot.text[: hole.start] + hole.before, prefix_chars)
 
 
 def to_lf(text: str) -> str:

@@ -327,6 +327,25 @@ class ExactWorkspace(Workspace):
             raise DocumentNotOpen(doc_uri)
         return document
 
+    def others(self, uri: str) -> list[DocumentSnapshot]:
+        """The other open documents, the one that was edited last at the end; no notebook cells."""
+        documents = [*self._text_documents.values()]
+        cells = {cell.document for book in self.notebook_documents.values() for cell in book.cells}
+        return [
+            document.snapshot()
+            for document in documents
+            if isinstance(document, ExactTextDocument)
+            and document.uri != uri
+            and document.uri not in cells
+        ]
+
+    def cells_before(self, uri: str) -> list[DocumentSnapshot]:
+        """The cells before this one in its notebook; none for a document that is not a cell."""
+        book = self.get_notebook_document(cell_uri=uri)
+        uris = [cell.document for cell in book.cells] if book is not None else []
+        before = uris[: uris.index(uri)] if uri in uris else []
+        return [self.get_text_document(cell).snapshot() for cell in before]
+
     def update_text_document(
         self,
         text_doc: types.VersionedTextDocumentIdentifier,
@@ -336,3 +355,6 @@ class ExactWorkspace(Workspace):
         document.apply_change(change)
         document.version = text_doc.version
         document.syntax.prepare()
+        # The documents are kept in the order in which they were edited.
+        key = unquote(text_doc.uri)
+        self._text_documents[key] = self._text_documents.pop(key)

@@ -1,38 +1,89 @@
 """From a snapshot and a hole to the text that is offered, or to the reason why none is.
 
-The one path that every feature takes: context, scheduler, filters. It knows no LSP request; the
-features turn its outcome into one.
+The one path that every feature takes: context, scheduler, filters, repair. It knows no LSP request;
+the features turn its outcome into one. Every outcome is counted, and the last one of each document
+can be explained.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from dgemma_engine.errors import Cancelled
-from dgemma_engine.types import Decoder
+from dgemma_engine.errors import Cancelled, DGemmaError
+from dgemma_engine.types import Decoder, InfillRequest, InfillResult, OnStep, StopReason
 
 from .context import ContextBudget, build_request
 from .document import DocumentSnapshot
 from .hole import Hole
-from .postprocess import Rejection, RejectReason, confident_start, postprocess
-from .scheduler import FillScheduler
+from .postprocess import (
+    Rejection,
+    RejectReason,
+    broken_part,
+    confident_starts,
+    first_that_fits,
+    sound_starts,
+)
+from .scheduler import EngineLoadFailed, FillScheduler
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# A fill that cannot be repaired is cut shorter so often at most.
+_MOST_STARTS = 32
+
+FindRelated = Callable[[DocumentSnapshot, Hole, Settings], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What came of the last fill in a document: a reason, and a sentence without code."""
+
+    reason: str
+    detail: str
+
 
 class Filler:
-    """Fills holes with one scheduler, and counts what was not offered.
+    """Fills holes with one scheduler, and keeps account of what was offered and what was not.
+
+    Args:
+        scheduler: before the engine.
+        find_related: text from elsewhere that the model reads before the prefix; see `related.py`.
 
     Attributes:
+        num_shown: fills that were offered.
         rejections: how often each reason came.
+        last_latency_ms: of the last fill that was offered.
+        last_engine_ms: of it, the engine's part; None where it was not asked.
+        explanations: of the last fill of each document, by URI; "" has the last of all.
     """
 
-    def __init__(self, scheduler: FillScheduler) -> None:
+    def __init__(self, scheduler: FillScheduler, find_related: FindRelated = lambda *_: "") -> None:
         self.scheduler = scheduler
+        self._find_related = find_related
+        self.num_shown = 0
         self.rejections: Counter[RejectReason] = Counter()
+        self.last_latency_ms: float | None = None
+        self.last_engine_ms: float | None = None
+        self.explanations: dict[str, Explanation] = {}
+
+    def request(self, snapshot: DocumentSnapshot, hole: Hole, settings: Settings) -> InfillRequest:
+        """What the engine is asked for a hole."""
+        request = build_request(
+            snapshot,
+            hole,
+            ContextBudget(settings.prefix_chars, settings.suffix_chars),
+            related=self._find_related(snapshot, hole, settings),
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
+        )
+        decoder = Decoder(settings.decoder)
+        return dataclasses.replace(request, decoder=decoder, max_steps=settings.passes)
 
     async def fill(
         self,
@@ -41,6 +92,8 @@ class Filler:
         settings: Settings,
         *,
         while_typing: bool,
+        draft: Draft | None = None,
+        on_step: OnStep | None = None,
     ) -> str | Rejection:
         """Fill a hole and judge the result.
 
@@ -48,49 +101,150 @@ class Filler:
             while_typing: a later one of the same document takes this one's place, there is a
                 deadline, and only what the model is sure of is offered; otherwise the user asked
                 for this fill and gets it.
+            draft: a text to begin with, in the place of noise.
+            on_step: called after every pass, on the event loop's thread.
         Raises:
             EngineLoadFailed: there is no engine.
             DGemmaError: as the engine raises, `Cancelled` excepted.
         """
-        request = build_request(
-            snapshot,
-            hole,
-            ContextBudget(settings.prefix_chars, settings.suffix_chars),
-            max_tokens=settings.max_tokens,
-            seed=settings.seed,
-        )
-        request = dataclasses.replace(request, decoder=Decoder(settings.decoder))
-        has_deadline = while_typing and settings.deadline_ms > 0
+        started = time.monotonic()
+        request = self.request(snapshot, hole, settings)
+        if draft is not None:
+            request = dataclasses.replace(request, draft=draft.text, strength=draft.strength)
+        spent: list[float] = []
         try:
-            result = await self.scheduler.fill(
-                request,
-                document=snapshot.uri if while_typing else None,
-                time_limit=settings.deadline_ms / 1000 if has_deadline else None,
+            outcome = await self._fill(
+                snapshot, hole, settings, request, on_step, spent, while_typing=while_typing
             )
         except Cancelled as error:
-            return self.count(Rejection(RejectReason.CANCELLED, str(error)))
-        logger.info(
-            "%s fill: %d passes, %.0f ms, %s",
-            hole.kind.value,
-            result.num_passes,
-            result.timings.total_ms,
-            result.stop_reason.value,
-        )
-        outcome: str | Rejection = result.text
+            outcome = Rejection(RejectReason.CANCELLED, str(error))
+        except EngineLoadFailed as error:
+            self.count(snapshot, Rejection(RejectReason.NO_ENGINE, str(error)))
+            raise
+        except DGemmaError as error:
+            self.count(snapshot, Rejection(RejectReason.FAILED, str(error)))
+            raise
+        if isinstance(outcome, Rejection):
+            return self.count(snapshot, outcome)
+        elapsed = (time.monotonic() - started) * 1000
+        self.count_shown(snapshot, f"filled in {elapsed:.0f} ms", elapsed, sum(spent))
+        return outcome
+
+    async def _fill(
+        self,
+        snapshot: DocumentSnapshot,
+        hole: Hole,
+        settings: Settings,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        spent: list[float],
+        *,
+        while_typing: bool,
+    ) -> str | Rejection:
+        has_deadline = while_typing and settings.deadline_ms > 0
+        seconds = settings.deadline_ms / 1000 if has_deadline else math.inf
+
+        async def run(request: InfillRequest) -> InfillResult:
+            nonlocal seconds
+            result = await self.scheduler.fill(
+                request,
+                document=snapshot.uri,
+                while_typing=while_typing,
+                time_limit=seconds if has_deadline else None,
+                on_step=on_step,
+            )
+            seconds -= result.timings.total_ms / 1000
+            spent.append(result.timings.total_ms)
+            _log(hole, result)
+            return result
+
+        result = await run(request)
+        first_text = result.text
+        texts: list[str] | Rejection = [result.text]
         if while_typing:
-            outcome = confident_start(result, self._threshold(settings))
-        if isinstance(outcome, str):
-            outcome = postprocess(snapshot, hole, outcome)
-        return self.count(outcome) if isinstance(outcome, Rejection) else outcome
+            texts = confident_starts(result, self._threshold(settings))
+        outcome = texts if isinstance(texts, Rejection) else first_that_fits(snapshot, hole, texts)
+        for attempt in range(1, settings.repairs + 1):
+            if seconds <= 0 or not _is_broken(outcome) or isinstance(texts, Rejection):
+                break
+            start, end = broken_part(snapshot, hole, texts[0])
+            head, tail = texts[0][:start], texts[0][end:]
+            # The sound part stays: to the model it is text before and after a smaller hole.
+            smaller = dataclasses.replace(
+                request,
+                prefix=request.prefix + head,
+                suffix=tail + request.suffix,
+                seed=request.seed + attempt,
+                draft=None,
+            )
+            result = await run(smaller)
+            if while_typing and result.confidence < self._threshold(settings):
+                break
+            texts = [head + result.text + tail]
+            outcome = first_that_fits(snapshot, hole, texts)
+        if _is_broken(outcome) and not while_typing:
+            starts = sound_starts(first_text)[:_MOST_STARTS]
+            sound = first_that_fits(snapshot, hole, starts) if starts else outcome
+            outcome = sound if isinstance(sound, str) else outcome
+        if isinstance(outcome, Rejection) and result.stop_reason is StopReason.DEADLINE:
+            detail = f"the time was over after {result.num_passes} passes; {outcome.detail}"
+            return Rejection(RejectReason.DEADLINE, detail)
+        return outcome
 
     def _threshold(self, settings: Settings) -> float:
         if settings.min_confidence is not None:
             return settings.min_confidence / 100
-        info = self.scheduler.info
+        info = self.scheduler.status.info
         return info.confidence_threshold if info is not None else 0.0
 
-    def count(self, rejection: Rejection) -> Rejection:
+    def count_shown(
+        self,
+        snapshot: DocumentSnapshot,
+        how: str,
+        latency_ms: float,
+        engine_ms: float | None = None,
+    ) -> None:
+        """Count something that was offered."""
+        self.num_shown += 1
+        self.last_latency_ms, self.last_engine_ms = latency_ms, engine_ms
+        self._explain(snapshot.uri, Explanation("shown", how))
+
+    def count(self, snapshot: DocumentSnapshot, rejection: Rejection) -> Rejection:
         """Count and log a rejection."""
         self.rejections[rejection.reason] += 1
         logger.info("nothing offered: %s (%s)", rejection.reason.value, rejection.detail)
+        self._explain(snapshot.uri, Explanation(rejection.reason.value, rejection.detail))
         return rejection
+
+    def forget(self, uri: str) -> None:
+        """A document was closed: withdraw what runs for it while typing."""
+        self.scheduler.withdraw(uri, "the document was closed")
+        self.explanations.pop(uri, None)
+
+    def _explain(self, uri: str, explanation: Explanation) -> None:
+        self.explanations[uri] = self.explanations[""] = explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A text that is revised: `strength` is the share of its tokens that may change, 0 .. 1."""
+
+    text: str
+    strength: float
+
+
+def _is_broken(outcome: str | Rejection) -> bool:
+    return isinstance(outcome, Rejection) and outcome.reason in (
+        RejectReason.DOES_NOT_PARSE,
+        RejectReason.UNBALANCED,
+    )
+
+
+def _log(hole: Hole, result: InfillResult) -> None:
+    logger.info(
+        "%s fill: %d passes, %.0f ms, %s",
+        hole.kind.value,
+        result.num_passes,
+        result.timings.total_ms,
+        result.stop_reason.value,
+    )

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Generator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lsprotocol import types
 from pygls.exceptions import (
@@ -48,12 +49,16 @@ class ExactProtocol(LanguageServerProtocol):
 
     Attributes:
         exit_code: None until the client sent `exit`.
+        trace_file: where every message is written, one a line with its time and direction; None for
+            nowhere.
     """
 
     exit_code: int | None = None
+    trace_file: TextIO | None = None
 
     def receive(self, body: bytes) -> None:
         """Take one message as it came off the wire."""
+        self._trace("from client", body.decode("utf-8", "replace"))
         try:
             data = json.loads(body)
         except (ValueError, RecursionError):
@@ -67,6 +72,18 @@ class ExactProtocol(LanguageServerProtocol):
         message = self._to_message(data)
         if message is not None and self._is_timely(message):
             self.handle_message(message)
+
+    def _send_data(self, data: Any) -> None:
+        if self.trace_file is not None:
+            body = json.dumps(data, default=self._serialize_message)
+            self._trace("to client", body)
+        super()._send_data(data)
+
+    def _trace(self, direction: str, body: str) -> None:
+        if self.trace_file is not None:
+            now = time.strftime("%H:%M:%S")
+            self.trace_file.write(f"{now} {direction} {body}\n")
+            self.trace_file.flush()
 
     def _to_message(self, data: dict[str, Any]) -> RPCMessage | None:
         """The typed message; None, with an answer sent where one is due, if it cannot be read."""

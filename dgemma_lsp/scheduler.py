@@ -1,22 +1,25 @@
 """One engine, one worker thread, and a queue before it.
 
 Handlers await `fill`; the newest request of a document takes the place of the one before. The
-engine is built in the worker, so the event loop never waits for torch. It knows no LSP and no
-documents but by name; `fill.py` calls it.
+engine is built in the worker, so the event loop never waits for torch; one that dies is built anew.
+It knows no LSP and no documents but by name; `fill.py` calls it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 from dgemma_engine.errors import Cancelled, DGemmaError, EngineUnavailable
+from dgemma_engine.process import EngineDied
 from dgemma_engine.types import (
     CancellationToken,
     EngineInfo,
@@ -28,11 +31,38 @@ from dgemma_engine.types import (
 
 logger = logging.getLogger(__name__)
 
-BuildEngine = Callable[[], InfillEngine]
+OnDeath = Callable[[EngineDied], None]
+# Builds an engine; one that runs elsewhere and ends by itself calls what it was given.
+BuildEngine = Callable[[OnDeath], InfillEngine]
+
+# An engine that died so often, and did nothing else, is not started again unasked.
+_MOST_DEATHS = 3
 
 
 class EngineLoadFailed(EngineUnavailable):
-    """The engine could not be built; the message says why and what to do."""
+    """There is no engine; the message says why and what to do."""
+
+
+class EngineState(str, Enum):
+    """What the engine is doing."""
+
+    UNLOADED = "unloaded"  # nothing was asked of it yet
+    LOADING = "loading"
+    READY = "ready"
+    BUSY = "busy"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine's state; with ERROR, `problem` says what happened and what to do.
+
+    `info` is of the engine that is loaded, None without one.
+    """
+
+    state: EngineState = EngineState.UNLOADED
+    problem: str | None = None
+    info: EngineInfo | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -66,67 +96,91 @@ class _Job:
             self.future.set_result(outcome)
 
 
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """An engine that ended while nothing was asked of it; `generation` says which one."""
+
+    generation: int
+    error: EngineDied
+
+
 class FillScheduler:
     """Runs fills one after another on a thread of its own.
 
     All methods are for the event loop's thread.
 
     Args:
-        build_engine: called in the worker before the first job. If it raises, every job fails with
-            `EngineLoadFailed` until `use` brings another.
+        build_engine: called in the worker before the first job, and again when the engine died. If
+            it raises, every job fails with `EngineLoadFailed` until `use` brings another.
 
     Attributes:
-        info: of the engine that is loaded; None before.
+        status: of the engine.
+        on_change: called with each new `status`.
     """
 
     def __init__(self, build_engine: BuildEngine) -> None:
         self._build_engine = build_engine
         self._engine: InfillEngine | None = None
-        self.info: EngineInfo | None = None
+        self._generation = 0  # counts the engines that were built
+        self._num_deaths = 0  # since a job was last done
         self._load_failure: str | None = None
-        self._queue: queue.SimpleQueue[_Job | BuildEngine | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | BuildEngine | _Death | None] = queue.SimpleQueue()
         self._live: set[_Job] = set()
         self._newest: dict[str, _Job] = {}
         self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reported = EngineStatus()  # the worker's side of `status`
+        self.status = EngineStatus()
+        self.on_change: Callable[[EngineStatus], None] = lambda status: None
 
     async def fill(
         self,
         request: InfillRequest,
         *,
-        document: str | None = None,
+        document: str,
+        while_typing: bool,
         time_limit: float | None = None,
         on_step: OnStep | None = None,
     ) -> InfillResult:
         """Fill a hole when its turn comes.
 
         Args:
-            document: a later call with the same name withdraws this one; None for a fill that only
-                its caller may withdraw.
+            document: whose hole it is. What was begun while typing in it is withdrawn.
+            while_typing: a later call for the document withdraws this one; otherwise only its
+                caller may.
             time_limit: seconds from the moment the engine begins; then its draft is taken.
-            on_step: called on the worker's thread.
+            on_step: called on the event loop's thread.
         Raises:
             Cancelled: a newer request of the document took its place.
             EngineLoadFailed: there is no engine.
+            EngineDied: it ended in the middle of this fill.
             DGemmaError: as the engine raises.
         """
+        loop = asyncio.get_running_loop()
 
         def work(engine: InfillEngine, token: CancellationToken) -> InfillResult:
             limited = request
             if time_limit is not None:
                 limited = replace(request, deadline=time.monotonic() + time_limit)
-            return engine.fill(limited, on_step, token)
+            if on_step is None:
+                return engine.fill(limited, None, token)
+            return engine.fill(limited, lambda step: _call(loop, on_step, step), token)
 
+        self.withdraw(document)
         job = self._submit(work)
-        if document is not None:
-            if (older := self._newest.get(document)) is not None:
-                older.withdraw("a newer request of this document took its place")
+        if while_typing:
             self._newest[document] = job
         try:
             result: InfillResult = await self._outcome(job)
         finally:
-            if document is not None and self._newest.get(document) is job:
+            if self._newest.get(document) is job:
                 del self._newest[document]
         return result
+
+    def withdraw(self, document: str, reason: str = "a newer request took its place") -> None:
+        """Withdraw what was begun while typing in a document."""
+        if (job := self._newest.pop(document, None)) is not None:
+            job.withdraw(reason)
 
     async def load(self) -> EngineInfo:
         """Build the engine if it is not there yet.
@@ -134,15 +188,24 @@ class FillScheduler:
         Raises:
             EngineLoadFailed: it cannot be built.
         """
-        info: EngineInfo = await self._outcome(self._submit(lambda engine, _: engine.info))
+        info: EngineInfo = await self.ask(lambda engine: engine.info)
         return info
 
-    def use(self, build_engine: BuildEngine) -> None:
-        """Let the engine go and build another one for the next job."""
-        self._queue.put(build_engine)
+    async def ask(self, question: Callable[[InfillEngine], Any]) -> Any:
+        """What the engine says to something else than a fill, when its turn comes.
+
+        Raises:
+            EngineLoadFailed: there is no engine.
+            DGemmaError: as the engine raises.
+        """
+        return await self._outcome(self._submit(lambda engine, _: question(engine)))
+
+    def use(self, build_engine: BuildEngine | None = None) -> None:
+        """Let the engine go and build another one for the next job, by default one like it."""
+        self._queue.put(build_engine or self._build_engine)
 
     def close(self, timeout: float = 1.0) -> bool:
-        """Withdraw everything and end the worker.
+        """Withdraw everything, let the engine go and end the worker.
 
         Returns:
             False if the worker is still busy after `timeout` seconds, as while a checkpoint loads.
@@ -156,7 +219,7 @@ class FillScheduler:
         return not self._thread.is_alive()
 
     def _submit(self, work: Callable[[InfillEngine, CancellationToken], Any]) -> _Job:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         job = _Job(work, loop, loop.create_future())
         self._live.add(job)
         if self._thread is None:
@@ -179,37 +242,123 @@ class FillScheduler:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if not isinstance(item, _Job):
-                self._build_engine, self._engine, self._load_failure = item, None, None
-                self.info = None
-            elif not item.token.is_cancelled:
-                self._run_job(item)
+            if isinstance(item, _Job):
+                if not item.token.is_cancelled:
+                    self._run_job(item)
+            elif isinstance(item, _Death):
+                if item.generation == self._generation and self._engine is not None:
+                    self._bury(item.error)
+            else:
+                self._build_engine, self._load_failure, self._num_deaths = item, None, 0
+                self._let_go()
+                self._report(EngineState.UNLOADED)
+        self._let_go()
 
     def _run_job(self, job: _Job) -> None:
         try:
-            outcome = job.work(self._loaded_engine(), job.token)
+            outcome = self._work(job)
+        except EngineDied as error:
+            job.settle(None, error)
+            self._bury(error)
+            return
         except Exception as error:
             job.settle(None, error)
         else:
+            self._num_deaths = 0
             job.settle(outcome)
+        if self._engine is not None:
+            self._report(EngineState.READY)
+
+    def _work(self, job: _Job) -> Any:
+        engine = self._loaded_engine()
+        self._report(EngineState.BUSY)
+        try:
+            return job.work(engine, job.token)
+        except EngineDied as error:
+            if error.was_working:
+                raise
+            self._let_go()  # it had died before: another one can do it
+            engine = self._loaded_engine()
+            self._report(EngineState.BUSY)
+            return job.work(engine, job.token)
+
+    def _bury(self, error: EngineDied) -> None:
+        """Say that the engine died, and build another one unless they all die."""
+        logger.error("%s", error)
+        self._let_go()
+        self._num_deaths += 1
+        if self._num_deaths >= _MOST_DEATHS:
+            self._load_failure = self._too_many_deaths(error)
+            self._report(EngineState.ERROR, self._load_failure)
+            return
+        self._report(EngineState.ERROR, f"{error}; it is being started again")
+        with contextlib.suppress(EngineLoadFailed):  # reported there
+            self._loaded_engine()
+            self._report(EngineState.READY)
+
+    def _too_many_deaths(self, error: EngineDied) -> str:
+        return (
+            f"{error}, {self._num_deaths} times in a row. Choose a smaller model or another "
+            "device, then restart the engine (command dgemma.restart)."
+        )
+
+    def _let_go(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def _loaded_engine(self) -> InfillEngine:
-        if self._load_failure is not None:
-            raise EngineLoadFailed(self._load_failure)
+        if self._engine is None and self._load_failure is None:
+            self._load()
         if self._engine is None:
-            started = time.monotonic()
-            try:
-                self._engine = self._build_engine()
-            except DGemmaError as error:
-                self._load_failure = str(error)
-            except Exception as error:
-                logger.exception("the engine could not be built")
-                self._load_failure = (
-                    f"the engine could not be loaded ({type(error).__name__}: {error}). "
-                    "Run `dgemma-lsp doctor` to see what is missing."
-                )
-            if self._engine is None:
-                raise EngineLoadFailed(self._load_failure)
-            self.info = self._engine.info
-            logger.info("engine ready after %.1f s", time.monotonic() - started)
+            assert self._load_failure is not None
+            raise EngineLoadFailed(self._load_failure)
         return self._engine
+
+    def _load(self) -> None:
+        self._report(EngineState.LOADING)
+        started = time.monotonic()
+        self._generation += 1
+        generation = self._generation
+        try:
+            self._engine = self._build_engine(
+                lambda error: self._queue.put(_Death(generation, error))
+            )
+        except EngineDied as error:
+            self._num_deaths += 1
+            if self._num_deaths < _MOST_DEATHS:
+                self._report(EngineState.ERROR, f"{error}; it is being started again")
+                self._load()
+                return
+            self._load_failure = self._too_many_deaths(error)
+        except DGemmaError as error:
+            self._load_failure = str(error)
+        except Exception as error:
+            logger.exception("the engine could not be built")
+            self._load_failure = (
+                f"the engine could not be loaded ({type(error).__name__}: {error}). "
+                "Run `dgemma-lsp doctor` to see what is missing."
+            )
+        if self._engine is None:
+            self._report(EngineState.ERROR, self._load_failure)
+            return
+        logger.info("engine ready after %.1f s", time.monotonic() - started)
+
+    def _report(self, state: EngineState, problem: str | None = None) -> None:
+        info = self._engine.info if self._engine is not None else None
+        status = EngineStatus(state, problem, info)
+        if status != self._reported and self._loop is not None:
+            self._reported = status
+            _call(self._loop, self._set_status, status)
+
+    def _set_status(self, status: EngineStatus) -> None:
+        """On the loop's thread."""
+        self.status = status
+        self.on_change(status)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        logger.debug("the event loop was closed before a fill ended")

@@ -203,6 +203,10 @@ class SyntaxTree:
         found = cursor.captures(self._tree.root_node).get("found", [])
         return [SyntaxNode(node, self.source) for node in found]
 
+    def outermost(self) -> list[SyntaxNode]:
+        """The nodes right below the root."""
+        return [SyntaxNode(child, self.source) for child in self._tree.root_node.children]
+
     def node_at(self, char_offset: int) -> SyntaxNode:
         """The smallest node around the character at `char_offset`."""
         return next(self.ancestors(char_offset))

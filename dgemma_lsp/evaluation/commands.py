@@ -1,7 +1,8 @@
-"""`dgemma-lsp eval holes` and `eval humaneval`. Interrupted, they report what was done."""
+"""`dgemma-lsp eval holes`, `humaneval` and `typing`. The first two, interrupted, report so far."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
 import sys
@@ -18,11 +19,14 @@ from rich.progress import Progress
 import dgemma_engine
 from dgemma_engine import InfillEngine
 
+from ..features.quiet import why_quiet
+from ..settings import Settings
 from ..source_file import InputError
 from . import coverage, humaneval, metrics, report
 from .holes import BUCKETS, EvalHole, read_files, sample_holes
 from .methods import METHODS, Answer, answer
 from .sandbox import protections
+from .typing import type_holes
 
 _SHOWN = "auto"  # the method whose confidence decides what is shown
 
@@ -145,6 +149,66 @@ def eval_holes(
             coverage.plot(results["coverage"], plot_path)
         except ImportError as error:
             raise InputError("--plot needs a package: pip install 'dgemma-lsp[eval]'") from error
+
+
+@eval_group.command("typing")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", default="default", show_default=True, help="Checkpoint folder.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--keys", default=1000, show_default=True, type=click.IntRange(2))
+@click.option(
+    "--interval",
+    default=0.15,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="Seconds between two keys; 0 waits for each answer.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures.")
+def eval_typing(
+    paths: tuple[Path, ...],
+    model: str,
+    device: str,
+    keys: int,
+    interval: float,
+    seed: int,
+    json_path: Path | None,
+) -> None:
+    """Type parts of Python files again, through a server of their own.
+
+    PATHS are files and folders, as for `eval holes`. Tells how soon suggestions come, how many are
+    right, what repeats or leaves open, and how much memory it takes.
+    """
+    files = read_files(paths)
+    sampled = [sample_holes(files, name, 50, seed) for name in BUCKETS if name != "block"]
+    # In comments and documentation the server is quiet; that is not what is to be measured.
+    holes = [
+        hole
+        for group in zip(*sampled, strict=False)
+        for hole in group
+        if why_quiet(hole.snapshot, hole.hole, Settings()) is None
+    ]
+    if not holes:
+        raise InputError("these files have nothing to type again; name more Python files")
+    command = (sys.executable, "-m", "dgemma_lsp", "serve", "--log-level", "warning")
+    options = ("--model", model, "--device", device)
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        work = progress.add_task("typing", total=keys)
+        typing = asyncio.run(
+            type_holes(
+                holes,
+                (*command, *options),
+                interval=interval,
+                most_keys=keys,
+                on_key=lambda: progress.advance(work),
+            )
+        )
+    summary = typing.summary()
+    if json_path is not None:
+        json_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    for name, value in summary.items():
+        click.echo(f"{name:>28}  {value}")
 
 
 @eval_group.command("humaneval")

@@ -1,6 +1,6 @@
 """Precision against coverage: of the suggestions shown above a threshold, how many are right.
 
-A suggestion is a fill's confident start (`postprocess.confident_start`), as an editor shows it
+A suggestion is a fill's confident start (`postprocess.confident_starts`), as an editor shows it
 while the user types. It is right if the true text begins with it. The threshold is chosen on half
 of the holes and judged on the other half.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..postprocess import Rejection, confident_start, postprocess
+from ..postprocess import Rejection, confident_starts, first_that_fits
 from .holes import EvalHole
 from .methods import Answer
 from .metrics import Share
@@ -46,10 +46,10 @@ class CoveragePoint:
 def shown_text(hole: EvalHole, answer: Answer, threshold: float) -> str | None:
     """What an editor would show unasked, or None."""
     assert answer.result is not None, "only a model's answer has a confidence"
-    start = confident_start(answer.result, threshold)
-    if isinstance(start, Rejection):
+    starts = confident_starts(answer.result, threshold)
+    if isinstance(starts, Rejection):
         return None
-    outcome = postprocess(hole.snapshot, hole.hole, start)
+    outcome = first_that_fits(hole.snapshot, hole.hole, starts)
     return outcome if isinstance(outcome, str) else None
 
 

@@ -1,7 +1,4 @@
-"""The client's settings: pulled where it offers that, taken as pushed otherwise.
-
-Also loads the engine when the first document opens, which is when its settings are known.
-"""
+"""The client's settings: pulled where it offers that, taken as pushed otherwise."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from typing import TYPE_CHECKING
 from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 
-from ..document import DocumentNotOpen
-from ..scheduler import EngineLoadFailed
+from ..protocol import as_json
 from ..settings import SECTION
 
 if TYPE_CHECKING:
@@ -31,7 +27,6 @@ def register(server: DGemmaServer, client: types.ClientCapabilities) -> None:
     server.feature(types.WORKSPACE_DID_CHANGE_CONFIGURATION)(
         partial(workspace_did_change_configuration, server, can_pull)
     )
-    server.feature(types.TEXT_DOCUMENT_DID_OPEN)(partial(text_document_did_open, server))
 
 
 async def initialized(
@@ -61,40 +56,17 @@ async def workspace_did_change_configuration(
     if can_pull:
         await _pull(server)
         return
-    pushed = _as_json(params.settings)
+    pushed = as_json(params.settings)
     if isinstance(pushed, Mapping) and SECTION in pushed:
         server.set_settings(pushed[SECTION])
-
-
-async def text_document_did_open(
-    server: DGemmaServer, params: types.DidOpenTextDocumentParams
-) -> None:
-    """Load the engine, so that the first fill does not wait for it."""
-    try:
-        snapshot = server.snapshot(params.text_document.uri)
-        await server.settled_settings()
-        if server.is_enabled(snapshot):
-            await server.filler.scheduler.load()
-    except DocumentNotOpen:
-        pass  # closed again before its turn came
-    except EngineLoadFailed as error:
-        logger.warning("no engine: %s", error)
-        server.tell(types.MessageType.Error, str(error), once=True)
 
 
 async def _pull(server: DGemmaServer) -> None:
     wanted = types.ConfigurationParams([types.ConfigurationItem(section=SECTION)])
     try:
         answers = await server.workspace_configuration_async(wanted)
-        server.set_settings(_as_json(answers[0]) if answers else None)
+        server.set_settings(as_json(answers[0]) if answers else None)
     except JsonRpcException as error:
         logger.warning("the client's settings could not be read: %s", error)
     finally:
         server.settings_read.set()
-
-
-def _as_json(value: object) -> object:
-    """Plain dictionaries of what pygls made objects of."""
-    if hasattr(value, "_asdict"):
-        return {key: _as_json(item) for key, item in value._asdict().items()}
-    return value

@@ -10,32 +10,48 @@ from .rejection import Rejection, RejectReason
 _LEAST_CHARACTERS = 2
 
 
-def confident_start(result: InfillResult, threshold: float) -> str | Rejection:
-    """The longest start of a fill that is exactly right with some likelihood.
+def confident_starts(result: InfillResult, threshold: float) -> list[str] | Rejection:
+    """The starts of a fill that are exactly right with some likelihood, the longest first.
 
-    It ends where a token ends, and not within a word.
+    They end where a token ends, and not within a word.
 
     Args:
         result: of the engine.
         threshold: least of its `prefix_confidences`, 0 .. 1; 0 takes the whole text.
+    Returns:
+        at least one start.
     """
     text = result.text
     if threshold <= 0.0:
-        return text
-    best = 0
+        return [text]
+    starts: list[str] = []
     for end, confidence in zip(result.token_ends, result.prefix_confidences, strict=True):
         if confidence < threshold:
             break
         if end == len(text) or not (_is_word(text[end - 1 : end]) and _is_word(text[end])):
-            best = end
-    start = text[:best].rstrip()
-    if len(start.strip()) < _LEAST_CHARACTERS and start != text:
+            start = text[:end].rstrip()
+            if (len(start.strip()) >= _LEAST_CHARACTERS or start == text) and start not in starts:
+                starts.append(start)
+    if not starts:
         return Rejection(
             RejectReason.LOW_CONFIDENCE,
             f"the model gives this fill a chance of {result.confidence:.0%}, "
             f"and no start of it one of {threshold:.0%}",
         )
-    return start
+    return starts[::-1]
+
+
+def sound_starts(text: str) -> list[str]:
+    """The starts of a text that ends badly, the longest first: whole lines, then whole words."""
+    lines = text.split("\n")
+    starts = ["\n".join(lines[:count]).rstrip() for count in range(len(lines) - 1, 0, -1)]
+    first = lines[0]
+    starts += [
+        first[:end].rstrip()
+        for end in range(len(first) - 1, _LEAST_CHARACTERS, -1)
+        if not (_is_word(first[end - 1]) and _is_word(first[end]))
+    ]
+    return [start for start in dict.fromkeys(starts) if start.strip()]
 
 
 def _is_word(character: str) -> bool:

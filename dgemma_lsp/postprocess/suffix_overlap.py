@@ -9,11 +9,11 @@ from __future__ import annotations
 from ..context import to_lf
 from ..document import DocumentSnapshot
 from ..hole import Hole
+from .brackets import num_unmatched
 from .rejection import Rejection, RejectReason
 
 # Enough lines to see a repeated tail; a fill is rarely longer.
 _MAX_LINES = 64
-_PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 def trim_suffix_overlap(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | Rejection:
@@ -39,7 +39,7 @@ def _trim_rest_of_line(before: str, text: str, rest: str) -> str:
             continue
         kept = text[:-length]
         splits_a_word = _is_word((before + kept)[-1:]) and _is_word(rest[0])
-        if not splits_a_word and _num_unmatched(kept) <= _num_unmatched(text):
+        if not splits_a_word and num_unmatched(kept) <= num_unmatched(text):
             return kept
     return text
 
@@ -60,21 +60,6 @@ def _lines_after(snapshot: DocumentSnapshot, line_end: int) -> list[str]:
     while lines and not lines[0]:
         lines.pop(0)
     return lines
-
-
-def _num_unmatched(text: str) -> int:
-    """Brackets without their other half, plus quotes without a second one."""
-    stack: list[str] = []
-    unmatched = 0
-    for char in text:
-        if char in "([{":
-            stack.append(char)
-        elif char in _PAIRS:
-            if stack and stack[-1] == _PAIRS[char]:
-                stack.pop()
-            else:
-                unmatched += 1
-    return unmatched + len(stack) + text.count('"') % 2 + text.count("'") % 2
 
 
 def _is_word(char: str) -> bool:

@@ -21,7 +21,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    path = tmp_path / "sample.py"
+    # No grammar judges what a random model writes into it.
+    path = tmp_path / "sample.txt"
     path.write_bytes(SAMPLE.encode())
     return path
 
@@ -214,7 +215,7 @@ def test_unwritable_file_keeps_its_content(
     assert 2 in statuses
     assert "cannot be written: No space left on device" in capsys.readouterr().err
     assert source.read_text() == SAMPLE
-    assert [path.name for path in source.parent.iterdir()] == ["sample.py"]
+    assert [path.name for path in source.parent.iterdir()] == ["sample.txt"]
 
 
 def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:

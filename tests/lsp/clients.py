@@ -14,8 +14,11 @@ from pytest_lsp import client_capabilities
 
 from .json_rpc import RawClient, RpcError, position
 
-REWRITE = {"codeActionKinds": ["refactor.rewrite"]}
-COMMANDS = {"commands": ["dgemma.fill"]}
+REWRITE = {"codeActionKinds": ["refactor.rewrite", "quickfix"]}
+_TELLING = ("explainLast", "context", "toggle", "restart", "status")
+_EDITING = ("fill", "fillAll", "implement", "docstring", "rewrite")
+COMMANDS_TO_TELL = {"commands": [f"dgemma.{name}" for name in _TELLING]}
+COMMANDS_TO_EDIT = {"commands": [f"dgemma.{name}" for name in _EDITING + _TELLING]}
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ CLIENTS = {
         {
             "inlineCompletionProvider": {},
             "codeActionProvider": {**REWRITE, "resolveProvider": True},
-            "executeCommandProvider": COMMANDS,
+            "executeCommandProvider": COMMANDS_TO_EDIT,
         },
     ),
     "Neovim": Profile(
@@ -78,7 +81,7 @@ CLIENTS = {
         "emacs",
         ("utf-32", "utf-8", "utf-16"),
         False,
-        {"codeActionProvider": REWRITE, "executeCommandProvider": COMMANDS},
+        {"codeActionProvider": REWRITE, "executeCommandProvider": COMMANDS_TO_EDIT},
     ),
     "bare": Profile(None, ("utf-16",), False, {}),
 }

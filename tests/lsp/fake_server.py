@@ -20,7 +20,7 @@ def main(answer: str = "answer", num_passes: str = "2", pass_seconds: str = "0")
     engine = FakeEngine(
         lambda request: answer, num_passes=int(num_passes), pass_seconds=float(pass_seconds)
     )
-    server = build_server(lambda settings: engine)
+    server = build_server(lambda settings, on_death: engine)
 
     @server.feature("test/state")
     def state(params: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dgemma_engine import CheckpointError, InfillRequest
 from dgemma_engine.fake import FakeEngine
+from dgemma_lsp.scheduler import OnDeath
 from dgemma_lsp.server import Transport, serve
 from dgemma_lsp.settings import Settings
 
@@ -47,7 +48,7 @@ def main(
             raise RuntimeError(fill_error)
         return answer
 
-    def build_engine(settings: Settings) -> FakeEngine:
+    def build_engine(settings: Settings, on_death: OnDeath) -> FakeEngine:
         time.sleep(load_seconds)
         if settings.model not in models:
             raise CheckpointError(f"{settings.model} is not a checkpoint; choose another model")

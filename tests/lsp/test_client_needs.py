@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .clients import COMMANDS_TO_EDIT, COMMANDS_TO_TELL
 from .json_rpc import RawClient, RpcError
 
 FAKE = str(Path(__file__).with_name("fake_server.py"))
@@ -43,7 +44,7 @@ OFFERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"textDocument": {"codeAction": LAZY}},
         {
             "codeActionProvider": {
-                "codeActionKinds": ["refactor.rewrite"],
+                "codeActionKinds": ["refactor.rewrite", "quickfix"],
                 "resolveProvider": True,
             }
         },
@@ -55,12 +56,15 @@ OFFERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "actions with commands": (
         {"textDocument": {"codeAction": LITERALS}, "workspace": COMMANDS},
         {
-            "codeActionProvider": {"codeActionKinds": ["refactor.rewrite"]},
-            "executeCommandProvider": {"commands": ["dgemma.fill"]},
+            "codeActionProvider": {"codeActionKinds": ["refactor.rewrite", "quickfix"]},
+            "executeCommandProvider": COMMANDS_TO_EDIT,
         },
     ),
     "actions that could not be carried out": ({"textDocument": {"codeAction": LITERALS}}, {}),
-    "commands without edits": ({"workspace": {"executeCommand": {}}}, {}),
+    "commands without edits": (
+        {"workspace": {"executeCommand": {}}},
+        {"executeCommandProvider": COMMANDS_TO_TELL},
+    ),
 }
 
 
@@ -88,7 +92,7 @@ def test_command_path(has_literals: bool, has_versions: bool) -> None:
         client.initialize(textDocument={"codeAction": code_action}, workspace=workspace)
         client.open(URI, TEXT)
         selected = {"start": CURSOR, "end": {"line": 1, "character": 5}}
-        (action,) = list_actions(client, range=selected)
+        action = list_actions(client, range=selected)[0]
         assert action["title"] == "Refill selection"
         command = action["command"] if has_literals else action
         edits: list[Any] = []

@@ -11,7 +11,7 @@ from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.document import DocumentSnapshot
 from dgemma_lsp.fill import Filler
 from dgemma_lsp.hole import Hole
-from dgemma_lsp.postprocess import Rejection, RejectReason, confident_start
+from dgemma_lsp.postprocess import Rejection, RejectReason, confident_starts
 from dgemma_lsp.scheduler import FillScheduler
 from dgemma_lsp.settings import Settings
 
@@ -50,16 +50,16 @@ FILL = result_of(("self", 0.9), (".na", 0.8), ("me", 0.75), (" +", 0.4), (" othe
 )
 def test_the_start_that_is_likely_enough(threshold: float, expected: str | RejectReason) -> None:
     """The longest start above the threshold, no word cut in two."""
-    outcome = confident_start(FILL, threshold)
-    assert expected == (outcome.reason if isinstance(outcome, Rejection) else outcome)
+    outcome = confident_starts(FILL, threshold)
+    assert expected == (outcome.reason if isinstance(outcome, Rejection) else outcome[0])
 
 
 def test_a_lone_bracket_is_no_suggestion() -> None:
     """Unless it is all there is to say."""
-    start = confident_start(result_of(("(", 0.9), ("other", 0.1)), 0.5)
+    start = confident_starts(result_of(("(", 0.9), ("other", 0.1)), 0.5)
     assert isinstance(start, Rejection)
     assert "other" not in start.detail, "a rejection's detail goes to the log and holds no code"
-    assert confident_start(result_of((")", 0.9)), 0.5) == ")"
+    assert confident_starts(result_of((")", 0.9)), 0.5) == [")"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ async def test_only_what_nobody_asked_for_is_gated(
     min_confidence: int | None, while_typing: bool, expected: str | None
 ) -> None:
     """The user's own threshold, else the checkpoint's; a fill that was asked for comes whole."""
-    scheduler = FillScheduler(lambda: FakeEngine(lambda _: "right", confidence=0.6))
+    scheduler = FillScheduler(lambda on_death: FakeEngine(lambda _: "right", confidence=0.6))
     filler = Filler(scheduler)
     snapshot = DocumentSnapshot("file:///a.py", 1, "python", "x = ")
     try:
@@ -94,13 +94,13 @@ async def test_the_checkpoints_threshold_is_the_default() -> None:
         def info(self):  # type: ignore[no-untyped-def]
             return dataclasses.replace(super().info, confidence_threshold=0.7)
 
-    scheduler = FillScheduler(lambda: Choosy(lambda _: "right", confidence=0.6))
+    scheduler = FillScheduler(lambda on_death: Choosy(lambda _: "right", confidence=0.6))
     filler = Filler(scheduler)
     snapshot = DocumentSnapshot("file:///a.py", 1, "python", "x = ")
     hole = Hole(4, 4, HoleKind.LINE)
     try:
         first = await filler.fill(snapshot, hole, Settings(), while_typing=True)
-        scheduler.use(lambda: FakeEngine(lambda _: "right", confidence=0.6))
+        scheduler.use(lambda on_death: FakeEngine(lambda _: "right", confidence=0.6))
         second = await filler.fill(snapshot, hole, Settings(), while_typing=True)
     finally:
         scheduler.close()
@@ -111,7 +111,7 @@ async def test_the_checkpoints_threshold_is_the_default() -> None:
 async def test_the_decoder_is_the_users_choice() -> None:
     """What the settings say reaches the engine."""
     engine = FakeEngine(lambda _: "right")
-    scheduler = FillScheduler(lambda: engine)
+    scheduler = FillScheduler(lambda on_death: engine)
     snapshot = DocumentSnapshot("file:///a.py", 1, "python", "x = ")
     hole = Hole(4, 4, HoleKind.LINE)
     try:

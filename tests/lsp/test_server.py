@@ -143,7 +143,8 @@ async def test_the_newest_request_wins(client: LanguageClient) -> None:
 async def test_cancelling_frees_the_engine(client: LanguageClient) -> None:
     """A cancelled request is answered as such, and the engine stops before its next pass."""
     await ask(client, TEXT, CURSOR)  # the engine is loaded
-    answer = ask(client, TEXT, CURSOR)
+    text = change(client, 2, TEXT, 0, "1;")
+    answer = ask(client, text, CURSOR + 2)
     while (await state(client)).num_requests < 2:
         await asyncio.sleep(0.01)
     (message_id,) = client.protocol._request_futures
@@ -156,7 +157,7 @@ async def test_cancelling_frees_the_engine(client: LanguageClient) -> None:
             break
         await asyncio.sleep(0.01)
     assert (await state(client)).num_cancelled == 1
-    assert len((await ask(client, TEXT, CURSOR)).items) == 1
+    assert len((await ask(client, text, CURSOR + 2)).items) == 1
 
 
 async def test_selected_completion_is_continued(client: LanguageClient) -> None:
@@ -182,8 +183,9 @@ async def test_code_action_is_listed_without_the_engine_and_resolved(
 ) -> None:
     """Listing asks the engine nothing; resolving gives an edit, versioned where that is read."""
     start = TEXT.index("print(x)")
-    (action,) = await list_actions(client, start, start + len("print(x)"))
-    assert action.title == "Refill selection"
+    actions = await list_actions(client, start, start + len("print(x)"))
+    assert [action.title for action in actions] == ["Refill selection", "Rewrite selection"]
+    action = actions[0]
     assert (await state(client)).num_requests == 0
     resolved = await client.code_action_resolve_async(action)
     assert resolved.edit is not None
@@ -195,6 +197,10 @@ async def test_code_action_is_listed_without_the_engine_and_resolved(
         assert isinstance(document, types.TextDocumentEdit)
         assert document.text_document.version == 1
         (edit,) = document.edits
+        annotations = resolved.edit.change_annotations
+        has_annotations = workspace.workspace_edit.change_annotation_support is not None
+        assert isinstance(edit, types.AnnotatedTextEdit) == has_annotations
+        assert (annotations is not None) == has_annotations
     else:
         (edit,) = (resolved.edit.changes or {})[URI]
     assert edit.new_text == ANSWER
@@ -248,7 +254,7 @@ async def test_a_client_without_resolve_gets_a_command(bare_client: LanguageClie
     params = types.CodeActionParams(
         types.TextDocumentIdentifier(URI), selected, types.CodeActionContext(diagnostics=[])
     )
-    (command,) = await bare_client.text_document_code_action_async(params) or []
+    command, _ = await bare_client.text_document_code_action_async(params) or []
     assert isinstance(command, types.Command)
     execute = types.ExecuteCommandParams(command.command, command.arguments)
     assert await bare_client.workspace_execute_command_async(execute) is True

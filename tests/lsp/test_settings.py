@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from dgemma_lsp.settings import Settings, read_settings
+from dgemma_lsp.settings import Settings, read_project, read_settings, schema
 
 
 def test_names_are_camel_case() -> None:
@@ -27,7 +29,12 @@ def test_names_are_camel_case() -> None:
         ({"minConfidence": 101}, "setting 'minConfidence' must be a whole number from 0 to 100"),
         ({"disabledLanguages": "python"}, "must be a list of language ids"),
         ({"disabledLanguages": [1]}, "must be a list of language ids"),
-        ({"deadline": 5}, "unknown setting 'deadline'; known are model, device, maxTokens"),
+        ({"deadline": 5}, "unknown setting 'deadline'; did you mean 'deadlineMs'?"),
+        ({"colour": 5}, "unknown setting 'colour'; known are enabled, model, device"),
+        ({"enabled": 1}, "setting 'enabled' must be true or false, got 1"),
+        ({"trigger": "always"}, "must be one of automatic, invoked, got 'always'"),
+        ({"disabledIn": ["tests"]}, "must be a list of comments or strings, got ['tests']"),
+        ({"passes": 0}, "must be a whole number from 1 to 256, got 0; None is kept"),
     ],
 )
 def test_a_bad_value_keeps_the_old_one(raw: dict[str, object], problem: str) -> None:
@@ -55,3 +62,49 @@ def test_bad_values_cannot_be_constructed() -> None:
     """The dataclass itself refuses them too."""
     with pytest.raises(ValueError, match="maxTokens must be a whole number"):
         Settings(max_tokens=0)
+
+
+def test_schema_describes_every_setting() -> None:
+    """The defaults are valid, and each has its type and a description."""
+    described = schema()
+    settings, problems = read_settings(
+        {name: entry["default"] for name, entry in described.items()}, Settings()
+    )
+    assert (settings, problems) == (Settings(), [])
+    assert all(entry["description"].endswith(".") and entry["type"] for entry in described.values())
+
+
+PROJECT = """
+[tool.dgemma-lsp]
+maxTokens = 32
+ignoreGlobs = ["vendor/"]
+model = "weights"
+seed = -1
+"""
+
+
+def test_a_project_sets_what_is_its_own(tmp_path: Path) -> None:
+    """Its table is read; what would choose a model, or is out of range, is refused."""
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    settings, (refused, bad) = read_project(tmp_path, Settings())
+    assert settings == Settings(max_tokens=32, ignore_globs=("vendor/",))
+    assert "a project may not set 'model'" in refused
+    assert "setting 'seed' must be a whole number" in bad
+
+
+@pytest.mark.parametrize("content", ["", "[tool]\n", "[tool.other]\nx = 1\n", None])
+def test_a_project_without_the_table_sets_nothing(tmp_path: Path, content: str | None) -> None:
+    """No file, no table: no word of it."""
+    if content is not None:
+        (tmp_path / "pyproject.toml").write_text(content)
+    assert read_project(tmp_path, Settings()) == (Settings(), [])
+
+
+@pytest.mark.parametrize("content", ["[tool", "[tool]\ndgemma-lsp = 3\n"])
+def test_a_project_that_cannot_be_read_is_told(tmp_path: Path, content: str) -> None:
+    """One sentence that names the file."""
+    path = tmp_path / "pyproject.toml"
+    path.write_text(content)
+    settings, (problem,) = read_project(tmp_path, Settings())
+    assert settings == Settings()
+    assert str(path) in problem

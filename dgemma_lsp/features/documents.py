@@ -1,0 +1,66 @@
+"""Documents that open and close: the engine is loaded for the first, nothing is kept of the last.
+
+pygls keeps the texts, of notebooks' cells too; a cell is a document of its own, and the cells
+before it are read as context.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lsprotocol import types
+
+from ..document import DocumentNotOpen
+from ..scheduler import EngineLoadFailed
+
+if TYPE_CHECKING:
+    from ..server import DGemmaServer
+
+logger = logging.getLogger(__name__)
+
+NOTEBOOKS = types.NotebookDocumentSyncOptions(
+    notebook_selector=[types.NotebookDocumentFilterWithNotebook(notebook="*")]
+)
+
+
+def register(server: DGemmaServer, client: types.ClientCapabilities) -> None:
+    server.feature(types.TEXT_DOCUMENT_DID_OPEN)(partial(text_document_did_open, server))
+    server.feature(types.TEXT_DOCUMENT_DID_CLOSE)(partial(text_document_did_close, server))
+    server.feature(types.NOTEBOOK_DOCUMENT_DID_OPEN)(partial(notebook_document_did_open, server))
+
+
+async def text_document_did_open(
+    server: DGemmaServer, params: types.DidOpenTextDocumentParams
+) -> None:
+    """Load the engine, so that the first fill does not wait for it."""
+    await _load(server, params.text_document.uri)
+
+
+async def notebook_document_did_open(
+    server: DGemmaServer, params: types.DidOpenNotebookDocumentParams
+) -> None:
+    """As for a text."""
+    if params.cell_text_documents:
+        await _load(server, params.cell_text_documents[0].uri)
+
+
+def text_document_did_close(server: DGemmaServer, params: types.DidCloseTextDocumentParams) -> None:
+    """Withdraw what runs for the document, and forget what was offered in it."""
+    uri = params.text_document.uri
+    for keeper in (server.filler, server.memory, server.related):
+        keeper.forget(uri)
+
+
+async def _load(server: DGemmaServer, uri: str) -> None:
+    try:
+        snapshot = server.snapshot(uri)
+        await server.settled_settings()
+        if server.why_off(snapshot) is None:
+            await server.filler.scheduler.load()
+    except DocumentNotOpen:
+        pass  # closed again before its turn came
+    except EngineLoadFailed as error:
+        logger.warning("no engine: %s", error)
+        server.tell(types.MessageType.Error, str(error), once=True)
