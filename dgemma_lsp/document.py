@@ -307,7 +307,7 @@ class ExactWorkspace(Workspace):
         version: int | None = None,
         language_id: str | None = None,
     ) -> ExactTextDocument:
-        return ExactTextDocument(
+        document = ExactTextDocument(
             doc_uri,
             source=source or "",
             version=version,
@@ -315,6 +315,8 @@ class ExactWorkspace(Workspace):
             sync_kind=self._sync_kind,
             position_codec=self._position_codec,
         )
+        document.syntax.prepare()
+        return document
 
     def get_text_document(self, doc_uri: str) -> ExactTextDocument:
         """The open document.

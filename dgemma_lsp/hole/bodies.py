@@ -22,7 +22,9 @@ from .types import Hole, HoleRole
 
 # A body with more characters is written, whatever they are.
 _MAX_CHARS = 2000
-# Lines around a body that show how the file is indented.
+# Blank lines and comments that are looked through for the end or the head of a body.
+_MAX_LINES = 20
+# Lines before and after a body that show how the file is indented.
 _INDENT_LINES = 200
 
 _TO_DO = re.compile(r"\b(?:todo|fixme|implement)", re.I)
@@ -44,7 +46,6 @@ class Body:
         comments: spans of those between start and end.
         placeholder: its span, None where there is none.
         is_closed: whether a bracket or a word closes it.
-        is_function: of a function, not of another block.
     """
 
     start: int
@@ -54,7 +55,6 @@ class Body:
     comments: tuple[tuple[int, int], ...]
     placeholder: tuple[int, int] | None
     is_closed: bool
-    is_function: bool
 
     @property
     def is_empty(self) -> bool:
@@ -119,7 +119,8 @@ def find_holes(snapshot: DocumentSnapshot, start: int = 0, end: int | None = Non
 
     That is: functions whose body is a placeholder, has a comment with TODO, FIXME or "implement" in
     it, or is empty over several lines; and `<FILL>`. An empty body is left alone where it is meant
-    to be (`{}`, abstract methods, overloads, protocols, stub files).
+    to be (`{}`, abstract methods, overloads, protocols, stub files). 3,000 lines take 6 to 10 ms;
+    50,000 take 0.4 s, which is one for another thread.
     """
     end = len(snapshot.text) if end is None else end
     holes: list[Hole] = []
@@ -152,7 +153,7 @@ def body_at(snapshot: DocumentSnapshot, offset: int) -> Body | None:
             interior = _interior(snapshot, node, language)
             if interior is None:
                 continue
-            start, reach = interior.owner.start, interior.reach
+            start, reach = interior.header, interior.reach
             if not start <= offset <= reach:
                 continue
             if innermost is None or reach - start < innermost[1] - innermost[0]:
@@ -171,7 +172,9 @@ def indent_unit(snapshot: DocumentSnapshot, offset: int) -> str:
     """One level of indentation as the lines around `offset` have it, or as is usual."""
     here = snapshot.lines.line_at(offset)
     last, steps = 0, []
-    for number in range(max(0, here - _INDENT_LINES), min(len(snapshot.lines), here + 200)):
+    for number in range(
+        max(0, here - _INDENT_LINES), min(len(snapshot.lines), here + _INDENT_LINES)
+    ):
         start, end = snapshot.lines.bounds(number)
         line = snapshot.text[start : min(end, start + 200)]
         if line.startswith("\t"):
@@ -187,9 +190,9 @@ def indent_unit(snapshot: DocumentSnapshot, offset: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Interior:
-    """A body, written or not: whose it is, the span inside, and how far a cursor is in it."""
+    """A body, written or not: where its head begins, the span inside, how far a cursor is in it."""
 
-    owner: SyntaxNode
+    header: int
     start: int
     end: int
     reach: int
@@ -212,7 +215,8 @@ def _interior(snapshot: DocumentSnapshot, node: SyntaxNode, language: Language) 
         return None
     if end - start < 2:
         return None
-    return _Interior(owner, start + 1, end - 1, owner.end)
+    owner = body if owner.is_error else owner
+    return _Interior(owner.start, start + 1, end - 1, owner.end)
 
 
 def _interior_to_end(node: SyntaxNode) -> _Interior | None:
@@ -221,7 +225,7 @@ def _interior_to_end(node: SyntaxNode) -> _Interior | None:
     start = None
     for child in node.children:
         if child.kind == "end" and not child.is_missing and start is not None:
-            return _Interior(node, start, child.start, node.end)
+            return _Interior(node.start, start, child.start, node.end)
         is_inside = body is not None and child.start >= body.start
         if not is_inside and child.kind != "comment":
             start = child.end
@@ -232,6 +236,8 @@ def _interior_by_indentation(
     snapshot: DocumentSnapshot, owner: SyntaxNode, body: SyntaxNode, language: Language
 ) -> _Interior | None:
     """From the colon to the end of the statements, and of the comments below them."""
+    if owner.is_error:  # it may have any number of children
+        return None
     colons = [child for child in owner.children if child.kind == ":" and child.start < body.end]
     if not colons:
         return None
@@ -240,10 +246,13 @@ def _interior_by_indentation(
     if first is not None and (string := documentation_of(body)) is not None:
         start, sibling = string.end, string.start
     if end > start and snapshot.text[start:end].strip() and end - start > _MAX_CHARS:
-        return _Interior(owner, start, end, end, sibling)
+        return _Interior(owner.start, start, end, end, sibling)
     header = len(line_indentation(snapshot, owner.start))
-    reach, lines = end, snapshot.lines
-    for number in range(lines.line_at(end) + 1, len(lines)):
+    lines, last = snapshot.lines, snapshot.lines.line_at(end)
+    if is_comment(snapshot, snapshot.text[end : lines.bounds(last)[1]]):
+        end = lines.bounds(last)[1]
+    reach = end
+    for number in range(last + 1, min(len(lines), last + _MAX_LINES)):
         line = lines.line_text(number)
         if line.strip():
             depth = len(line) - len(line.lstrip(BLANKS))
@@ -252,7 +261,7 @@ def _interior_by_indentation(
             end = lines.bounds(number)[1]
         reach = lines.bounds(number)[1]
     is_written = bool(body.text.strip()) and sibling is None
-    return _Interior(owner, start, end, end if is_written else reach, sibling)
+    return _Interior(owner.start, start, end, end if is_written else reach, sibling)
 
 
 def documentation_of(body: SyntaxNode) -> SyntaxNode | None:
@@ -263,42 +272,30 @@ def documentation_of(body: SyntaxNode) -> SyntaxNode | None:
 
 
 def _body(
-    snapshot: DocumentSnapshot, tree: SyntaxTree | None, interior: _Interior, language: Language
+    snapshot: DocumentSnapshot, tree: SyntaxTree, interior: _Interior, language: Language
 ) -> Body | None:
     """What an interior is if nothing is written in it, else None."""
     start, end = interior.start, interior.end
     if end - start > _MAX_CHARS:
         return None
-    nodes = tree.nodes(start, end) if tree is not None else ()
-    inside = [node for node in nodes if node.kind in language.comments]
-    comments = tuple(
-        (node.start, node.start + len(node.text.rstrip()))
-        for node in inside
-        if start <= node.start and node.end <= end + 1
-    )
-    is_function = interior.owner.kind in language.functions
-    return _unwritten(
-        snapshot,
-        start,
-        end,
-        interior.owner.start,
-        interior.sibling,
-        comments,
-        language,
-        is_function,
-    )
+    comments: tuple[tuple[int, int], ...] = ()
+    signs = (language.line_comment, language.block_comment[0])
+    if any(sign and snapshot.text.find(sign, start, end) >= 0 for sign in signs):
+        comments = tuple(
+            (node.start, node.start + len(node.text.rstrip()))
+            for node in tree.find(language.comments, start, end)
+            if start <= node.start and node.end <= end + 1
+        )
+    return _unwritten(snapshot, interior, comments, language)
 
 
 def _unwritten(
     snapshot: DocumentSnapshot,
-    start: int,
-    end: int,
-    header: int,
-    sibling: int | None,
+    interior: _Interior,
     comments: tuple[tuple[int, int], ...],
     language: Language,
-    is_function: bool,
 ) -> Body | None:
+    start, end = interior.start, interior.end
     code = snapshot.text[start:end]
     for first, last in comments:
         code = code[: first - start] + " " * (last - first) + code[last - start :]
@@ -309,7 +306,7 @@ def _unwritten(
         first = start + len(code) - len(code.lstrip())
         placeholder = first, first + len(words)
     is_closed = language.layout is not Layout.INDENTATION
-    return Body(start, end, header, sibling, comments, placeholder, is_closed, is_function)
+    return Body(start, end, interior.header, interior.sibling, comments, placeholder, is_closed)
 
 
 def _probes(snapshot: DocumentSnapshot, offset: int) -> Iterator[int]:
@@ -319,7 +316,7 @@ def _probes(snapshot: DocumentSnapshot, offset: int) -> Iterator[int]:
         yield offset - 1
     lines = snapshot.lines
     number = lines.line_at(offset)
-    for above in range(number, max(-1, number - 20), -1):
+    for above in range(number, max(-1, number - _MAX_LINES), -1):
         line = lines.line_text(above)
         if line.strip() and not is_comment(snapshot, line):
             if above < number:
@@ -337,14 +334,14 @@ def _body_by_signs(snapshot: DocumentSnapshot, offset: int, language: Language) 
     if language.layout is Layout.INDENTATION:
         lines, number = snapshot.lines, snapshot.lines.line_at(offset)
         above, below = lines.line_text(max(0, number - 1)), ""
-        for following in range(number + 1, min(len(lines), number + 20)):
+        for following in range(number + 1, min(len(lines), number + _MAX_LINES)):
             if below := lines.line_text(following):
                 break
         header = lines.bounds(max(0, number - 1))
         depth = len(line_indentation(snapshot, header[0]))
         is_next_out = len(below) - len(below.lstrip(BLANKS)) <= depth
         if above.rstrip().endswith(":") and not lines.line_text(number).strip() and is_next_out:
-            return Body(header[1], header[1], header[0], None, (), None, False, False)
+            return Body(header[1], header[1], header[0], None, (), None, False)
     return None
 
 
@@ -357,7 +354,8 @@ def _body_in_braces(
     signs += [rf"{re.escape(language.line_comment)}[^\r\n]*"] if language.line_comment else []
     found = re.compile("|".join(signs) or "(?!)").finditer(snapshot.text, start, end)
     comments = tuple(comment.span() for comment in found)
-    return _unwritten(snapshot, start, end, match.start(), None, comments, language, False)
+    interior = _Interior(match.start(), start, end, match.end())
+    return _unwritten(snapshot, interior, comments, language)
 
 
 def _holes_of_part(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Hole]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..document import DocumentSnapshot
 from ..languages import PLAIN, language_id_of_fence, language_of
 from ..syntax import SyntaxNode
+
+# A script that is data or a template.
+_OTHER_TYPE = re.compile(r"\stype=(?![\"']?(?:module|text/css|(?:text|application)/javascript))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ def _part(snapshot: DocumentSnapshot, node: SyntaxNode) -> Part | None:
         if not language_id:
             info = children.get("info_string")
             language_id = language_id_of_fence(info.text) if info is not None else PLAIN.name
-        elif "type=" in (tag := children["start_tag"].text) and "script" not in tag[7:]:
-            return None  # data or a template; but type="module" is meant by few, and goes by lines
+        elif _OTHER_TYPE.search(children["start_tag"].text):
+            return None
         return Part(
             content.start,
             DocumentSnapshot(snapshot.uri, snapshot.version, language_id, content.text),

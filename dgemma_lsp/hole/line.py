@@ -17,10 +17,14 @@ BLANKS = " \t\f\v\u00a0"
 
 # Characters before the cursor that are looked at; an opening bracket further away is not found.
 _WINDOW = 2000
+# Those that expressions for the end of a text are tried on, which take quadratic time.
+_TAIL = 200
+# Stands for every character of a string: an operand, but no letter.
+_FILLER = "§"
 # The name, or chain of names, that is being typed.
 _CHAIN = re.compile(r"(?:[\w$]+(?:\.|::|->|\?\.))*[\w$]*$")
 # What is called, before its bracket; and words that call nothing.
-_CALLED = re.compile(r"([\w$]+|[)\]>!\"'?])\s*$")
+_CALLED = re.compile(r"([\w$]+|[)\]>!?§])\s*$")
 _NOT_CALLED = frozenset(
     {
         *("if", "elif", "elseif", "while", "for", "foreach", "switch", "match", "when", "until"),
@@ -40,7 +44,7 @@ def role_in_line(snapshot: DocumentSnapshot, offset: int) -> HoleRole:
     code, is_interpolated = _code_before(snapshot, offset, language)
     if code is None:
         return HoleRole.REST_OF_LINE
-    rest = _CHAIN.sub("", code)
+    rest = _CHAIN.sub("", code[-_TAIL:])
     line = rest[_line_start(rest) :]
     if language.wants_operand.search(line):
         return HoleRole.EXPRESSION
@@ -48,7 +52,7 @@ def role_in_line(snapshot: DocumentSnapshot, offset: int) -> HoleRole:
     bracket = None if language.embedded else _open_bracket(code)
     if bracket is None:
         return HoleRole.EXPRESSION if is_interpolated else HoleRole.REST_OF_LINE
-    head = code[:bracket]
+    head = code[max(0, bracket - _TAIL) : bracket]
     if code[bracket] == "(":
         called = _CALLED.search(head)
         is_call = called is not None and called[1] not in _NOT_CALLED
@@ -147,8 +151,8 @@ def _masked_by_tree(
         if node.kind not in language.strings and node.kind not in language.comments:
             continue
         first, last = node.start, node.end
-        if first < start and last >= offset:
-            continue  # the string around the interpolation
+        if is_interpolated and first < start and last >= offset:
+            continue  # the string around it
         is_open = node.kind in language.comments and not node.text.endswith(
             (language.block_comment[1] or "\n", "\n")
         )
@@ -156,7 +160,7 @@ def _masked_by_tree(
             return None
         first, last = max(first, start) - start, min(last, offset) - start
         if first < last:
-            filler = "_" if node.kind in language.strings else " "
+            filler = _FILLER if node.kind in language.strings else " "
             code = code[:first] + filler * (last - first) + code[last:]
     return code, is_interpolated
 
@@ -165,7 +169,7 @@ def _masked_strings(code: str, language: Language) -> str:
     """Strings that begin and end in one line; the tree misses them where it cannot read a line."""
     for quote in language.quotes:
         string = rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}"
-        code = re.sub(string, lambda match: "_" * len(match[0]), code)
+        code = re.sub(string, lambda match: _FILLER * len(match[0]), code)
     return code
 
 

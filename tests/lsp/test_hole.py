@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dgemma_engine import HoleKind
-from dgemma_lsp.hole import Hole, select_hole, selection_hole
+from dgemma_lsp.hole import Hole, HoleRole, select_hole, selection_hole
 
 from .drawn import draw_span, read_cursor, read_span, snapshot
 
@@ -89,3 +89,9 @@ def test_impossible_holes_are_refused() -> None:
         selection_hole(snapshot("abc"), 1, 1)
     with pytest.raises(ValueError, match="got 2, 1"):
         Hole(2, 1, LINE)
+
+
+def test_a_long_string_is_one_to_its_end() -> None:
+    """Also where it begins further above than is looked at."""
+    text, offset = read_cursor('"""\n' + "words, of (prose\n" * 300 + 'x = ║\n"""\n')
+    assert select_hole(snapshot(text), offset).role is HoleRole.REST_OF_LINE
