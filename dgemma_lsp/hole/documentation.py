@@ -64,17 +64,17 @@ def _hole_inside(
     if not colons:
         return None
     lines, start = snapshot.lines, colons[-1].end
+    end = lines.bounds(lines.line_at(start))[1]
     inner = line_indentation(snapshot, definition.start) + indent_unit(snapshot, definition.start)
-    if body.text.strip() and lines.line_at(body.start) == lines.line_at(start):
-        return Hole(
-            *(start, body.start, HoleKind.LINE, HoleRole.DOCSTRING),
-            *(snapshot.eol + inner + opening, closing + snapshot.eol + inner),
-        )
-    if body.text.strip():
-        inner = line_indentation(snapshot, body.start)
-    line_end = lines.bounds(lines.line_at(start))[1]
+    after = closing
+    if body.text.strip() and body.start < end:  # on the line of its head, to be moved down
+        end, after = body.start, closing + snapshot.eol + inner
+    elif body.text.strip():
+        start, inner = end, line_indentation(snapshot, body.start)
+    else:
+        start = end
     before = snapshot.eol + inner + opening
-    return Hole(line_end, line_end, HoleKind.LINE, HoleRole.DOCSTRING, before, closing)
+    return Hole(start, end, HoleKind.LINE, HoleRole.DOCSTRING, before, after)
 
 
 def _hole_above(
