@@ -25,6 +25,8 @@ KINDS = (types.CodeActionKind.RefactorRewrite, types.CodeActionKind.QuickFix)
 # More than so many diagnostics at one place would bury the other actions.
 _MOST_FIXES = 3
 _LONGEST_MESSAGE = 60
+# All holes of a longer text take more than some milliseconds to find; the command still does.
+_LONGEST_TO_SEARCH = 200_000  # characters
 
 
 def register(server: DGemmaServer, client: types.ClientCapabilities) -> None:
@@ -82,7 +84,7 @@ def _offers(
         yield "Refill selection", rewrite, params.range, Task.FILL, None
     if end - start > 1:
         yield TITLES[Task.REWRITE], rewrite, params.range, Task.REWRITE, None
-    if snapshot.syntax.now() is not None:
+    if snapshot.syntax.now() is not None and len(snapshot.text) <= _LONGEST_TO_SEARCH:
         is_selection = end - start > 1
         within = find_holes(snapshot, start, end) if is_selection else find_holes(snapshot)
         if len(within) > (0 if is_selection else 1):

@@ -6,6 +6,7 @@ goes wrong here is told, for somebody waits for it.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import zlib
@@ -185,7 +186,9 @@ async def _fills(
     end = snapshot.offset_at(target.range.end, server.encoding)
     await snapshot.syntax.ready()  # somebody waits for it anyway
     if target.task is Task.FILL_ALL:
-        holes = find_holes(snapshot, start, end) if start < end else find_holes(snapshot)
+        everywhere = (start, end) if start < end else (0, len(snapshot.text))
+        # 0.3 s for 50,000 lines.
+        holes = await asyncio.to_thread(find_holes, snapshot, *everywhere)
         return await _fill_all(server, snapshot, holes, settings, watch)
     hole = _HOLES[target.task](snapshot, start, end)
     if hole is None:

@@ -2,23 +2,39 @@
 
     python fake_server.py [ANSWER [NUM_PASSES [PASS_SECONDS]]]
 
-Every fill is ANSWER. One request more than the product has: `test/state` tells the text of a
-document, what the engine was asked, and how many messages are still being worked on.
+Every fill is ANSWER, in which {seed} is the request's. One request more than the product has:
+`test/state` tells a text, what the engine was asked, and what is held: messages being worked on,
+tasks, threads, file descriptors, KiB of memory.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+import resource
 import sys
+import threading
 from typing import Any
 
+from dgemma_engine import InfillRequest
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp import transport
 from dgemma_lsp.server import build_server
 
 
+_KEPT, _DROPPED = 4, InfillRequest("", "")
+
+
 def main(answer: str = "answer", num_passes: str = "2", pass_seconds: str = "0") -> int:
+    def respond(request: InfillRequest) -> str:
+        if len(engine.requests) > _KEPT:  # thousands of texts would look like a leak
+            engine.requests[-_KEPT - 1] = _DROPPED
+        return answer.replace("{seed}", str(request.seed))
+
     engine = FakeEngine(
-        lambda request: answer, num_passes=int(num_passes), pass_seconds=float(pass_seconds)
+        respond,
+        num_passes=int(num_passes),
+        pass_seconds=float(pass_seconds),
     )
     server = build_server(lambda settings, on_death: engine)
 
@@ -30,6 +46,11 @@ def main(answer: str = "answer", num_passes: str = "2", pass_seconds: str = "0")
             "num_requests": len(engine.requests),
             "num_cancelled": engine.num_cancelled,
             "num_futures": len(server.protocol._request_futures),
+            "num_tasks": len(asyncio.all_tasks()),
+            "num_threads": threading.active_count(),
+            "num_files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+            "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "prefixes": [request.prefix for request in engine.requests[-_KEPT:]],
         }
 
     status = transport.run_stdio(server.protocol)
