@@ -146,7 +146,9 @@ class LineIndex:
         if position.line >= len(self._starts):
             return len(self.text)
         start, end = self.bounds(position.line)
-        return start + count_chars(self.text[start:end], position.character, encoding)
+        # A character is a unit at least, so of a long line no more than this is looked at.
+        head = self.text[start : min(end, start + position.character)]
+        return start + count_chars(head, position.character, encoding)
 
     def position_at(self, char_offset: int, encoding: Encoding) -> types.Position:
         """Position of a character offset; between \\r and \\n it is the end of the line."""
@@ -315,6 +317,8 @@ class ExactWorkspace(Workspace):
             sync_kind=self._sync_kind,
             position_codec=self._position_codec,
         )
+        # Done here, they take no time of the first keystroke.
+        _ = document.line_index
         document.syntax.prepare()
         return document
 

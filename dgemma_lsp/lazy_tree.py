@@ -8,6 +8,7 @@ cannot wait goes by lines meanwhile. It knows texts and edits, no documents and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -23,6 +24,8 @@ from .syntax import ParseTimeout, Source, SyntaxTree, has_grammar, move_tree, pa
 _MOMENT = 0.003  # seconds
 _MOMENT_SHORT = 0.008
 _SHORT = 20_000  # characters
+# What follows a keystroke on the event loop goes first; the two would take the GIL from each other.
+_PAUSE = 0.03  # seconds
 
 
 class LazyTree:
@@ -128,7 +131,13 @@ class _BackgroundParser:
 
     def _run(self) -> None:
         while True:
-            tree = self._queue.get()()
+            wanted = self._queue.get()
+            time.sleep(_PAUSE)
+            with contextlib.suppress(queue.Empty):
+                newer = self._queue.get_nowait()
+                self._queue.put(wanted)
+                wanted = newer
+            tree = wanted()
             if tree is not None:
                 tree.wait()
             del tree
