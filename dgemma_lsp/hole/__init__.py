@@ -5,10 +5,11 @@ that should see it, await `snapshot.syntax.ready()`. Nothing in this package kno
 LSP; `context.py` turns a hole into a request.
 """
 
-from .bodies import body_hole, find_holes
+from .bodies import body_hole
 from .cursor import select_hole, selection_hole
 from .documentation import docstring_hole
 from .types import Hole, HoleRole
+from .unfinished import find_holes
 
 __all__ = [
     "Hole",

@@ -1,8 +1,8 @@
-"""Bodies of functions and blocks that are not written yet, and marks that ask for a fill.
+"""Bodies of functions and blocks that are not written yet.
 
 Not written is a body with nothing in it but blanks, comments, documentation, or a placeholder of
-its language (`pass`, `todo!()`, `throw new Error("not implemented")`). `<FILL>` asks for a fill
-anywhere; the comment around it goes with it. Trees find the bodies; without one, braces do.
+its language (`pass`, `todo!()`, `throw new Error("not implemented")`). Trees find the bodies;
+without one, braces do. `unfinished.py` lists those of a whole text.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dgemma_engine.types import HoleKind
 from ..document import DocumentSnapshot
 from ..languages import Language, Layout, language_of
 from ..syntax import SyntaxNode, SyntaxTree
-from .embedded import part_at, parts_in
-from .line import BLANKS, is_comment, role_in_line
+from .embedded import part_at
+from .line import BLANKS, is_comment
 from .types import Hole, HoleRole
 
 # A body with more characters is written, whatever they are.
@@ -114,34 +114,6 @@ def body_hole(snapshot: DocumentSnapshot, offset: int) -> Hole | None:
     return None if body is None else body.hole(part.snapshot).moved(part.start)
 
 
-def find_holes(snapshot: DocumentSnapshot, start: int = 0, end: int | None = None) -> list[Hole]:
-    """Everything in a span that waits to be filled, in the order of the text; none overlap.
-
-    That is: functions whose body is a placeholder, has a comment with TODO, FIXME or "implement" in
-    it, or is empty over several lines; and `<FILL>`. An empty body is left alone where it is meant
-    to be (`{}`, abstract methods, overloads, protocols, stub files). 3,000 lines take 6 to 10 ms;
-    50,000 take 0.4 s, which is one for another thread.
-    """
-    end = len(snapshot.text) if end is None else end
-    holes: list[Hole] = []
-    for part in parts_in(snapshot, start, end):
-        found = _holes_of_part(part.snapshot, max(0, start - part.start), end - part.start)
-        holes += [hole.moved(part.start) for hole in found]
-    holes += _holes_of_part(snapshot, start, end)  # behind theirs, which know the language
-    chosen: list[Hole] = []
-    for hole in sorted(holes, key=lambda hole: (hole.start, hole.end)):
-        if not chosen or hole.start > chosen[-1].end:
-            chosen.append(hole)
-    return chosen
-
-
-def fill_marker_at(snapshot: DocumentSnapshot, offset: int) -> Hole | None:
-    """The `<FILL>` that the cursor touches."""
-    bounds = snapshot.lines.bounds(snapshot.lines.line_at(offset))
-    touching = (hole for hole in _fill_markers(snapshot, *bounds) if hole.start <= offset)
-    return next((hole for hole in touching if offset <= hole.end), None)
-
-
 def body_at(snapshot: DocumentSnapshot, offset: int) -> Body | None:
     """The innermost body around the cursor, if it is not written yet; in one language."""
     language, tree = language_of(snapshot.language_id), snapshot.syntax.now()
@@ -160,6 +132,22 @@ def body_at(snapshot: DocumentSnapshot, offset: int) -> Body | None:
                 innermost = start, reach, _body(snapshot, tree, interior, language)
             break
     return innermost[2] if innermost is not None else None
+
+
+def body_of(snapshot: DocumentSnapshot, tree: SyntaxTree, node: SyntaxNode) -> Body | None:
+    """The body of a function's node, if it is not written yet."""
+    language = language_of(snapshot.language_id)
+    interior = _interior(snapshot, node, language)
+    return _body(snapshot, tree, interior, language) if interior is not None else None
+
+
+def bodies_in_braces(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Body]:
+    """Unwritten bodies where there is no tree: between two braces with none between them."""
+    language = language_of(snapshot.language_id)
+    if language.layout is Layout.BRACES:
+        for match in _BRACES.finditer(snapshot.text, start, end):
+            if (body := _body_in_braces(snapshot, match, language)) is not None:
+                yield body
 
 
 def line_indentation(snapshot: DocumentSnapshot, offset: int) -> str:
@@ -356,69 +344,3 @@ def _body_in_braces(
     comments = tuple(comment.span() for comment in found)
     interior = _Interior(match.start(), start, end, match.end())
     return _unwritten(snapshot, interior, comments, language)
-
-
-def _holes_of_part(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Hole]:
-    def is_near(hole: Hole) -> bool:
-        is_within = start <= hole.start and hole.end <= end
-        return is_within or (hole.start < end and start < hole.end)
-
-    yield from filter(is_near, _fill_markers(snapshot, start, end))
-    for body in _unfinished_functions(snapshot, start, end):
-        hole = body.hole(snapshot)
-        if is_near(hole):
-            yield hole
-
-
-def _unfinished_functions(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Body]:
-    language, tree = language_of(snapshot.language_id), snapshot.syntax.now()
-    if tree is None:
-        if language.layout is Layout.BRACES:
-            matches = _BRACES.finditer(snapshot.text, start, end)
-            bodies = (_body_in_braces(snapshot, match, language) for match in matches)
-            marked = (body for body in bodies if body and (body.placeholder or body.comments))
-            yield from (body for body in marked if body.is_to_do(snapshot))
-        return
-    if snapshot.uri.endswith(".pyi"):
-        return
-    for function in tree.find(language.functions, start, end):
-        interior = _interior(snapshot, function, language)
-        body = _body(snapshot, tree, interior, language) if interior is not None else None
-        if body is not None and body.is_to_do(snapshot) and not _is_stub(function, language):
-            yield body
-
-
-def _is_stub(function: SyntaxNode, language: Language) -> bool:
-    """Whether its decorators, or its class's bases, say that there is to be no body."""
-    if not language.stubs:
-        return False
-    words = re.compile(rf"\b(?:{'|'.join(language.stubs)})\b")
-    node = function.parent
-    for _ in range(3):  # the decorated function, the class's block, the class
-        if node is None:
-            return False
-        is_head = node.kind == "decorated_definition"
-        head = node.text[: function.start - node.start] if is_head else ""
-        bases = node.field("superclasses")
-        if words.search(head + (bases.text if bases is not None else "")):
-            return True
-        node = node.parent
-    return False
-
-
-def _fill_markers(snapshot: DocumentSnapshot, start: int, end: int) -> Iterator[Hole]:
-    language, text = language_of(snapshot.language_id), snapshot.text
-    if text.find("<FILL>", start, end) < 0:
-        return
-    opening, closing = language.block_comment
-    forms = [rf"{re.escape(opening)}\s*<FILL>\s*{re.escape(closing)}"] if opening else []
-    if language.line_comment:
-        forms.append(rf"{re.escape(language.line_comment)}[^\S\r\n]*<FILL>[^\S\r\n]*(?=[\r\n]|$)")
-    for match in re.compile("|".join([*forms, "<FILL>"])).finditer(text, start, end):
-        first, last = match.start(), match.start() + len(match[0].rstrip())
-        line_start = snapshot.lines.bounds(snapshot.lines.line_at(first))[0]
-        line_end = snapshot.lines.bounds(snapshot.lines.line_at(last))[1]
-        if (text[line_start:first] + text[last:line_end]).strip(BLANKS):
-            yield Hole(first, last, HoleKind.LINE, role_in_line(snapshot, first))
-        else:
-            yield Hole(first, last, HoleKind.BLOCK, HoleRole.LINES)

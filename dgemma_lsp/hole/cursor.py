@@ -9,10 +9,11 @@ from __future__ import annotations
 from dgemma_engine.types import HoleKind
 
 from ..document import DocumentSnapshot
-from .bodies import body_at, fill_marker_at, line_indentation
+from .bodies import body_at, line_indentation
 from .embedded import part_at
 from .line import BLANKS, comment_above, is_comment, is_in_docstring, role_in_line
 from .types import Hole, HoleRole
+from .unfinished import fill_marker_at
 
 
 def select_hole(snapshot: DocumentSnapshot, offset: int, *, cover_marker: bool = False) -> Hole:

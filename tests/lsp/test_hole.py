@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dgemma_engine import HoleKind
-from dgemma_lsp.hole import Hole, HoleRole, select_hole, selection_hole
+from dgemma_lsp.hole import Hole, HoleRole, find_holes, select_hole, selection_hole
 
 from .drawn import draw_span, read_cursor, read_span, snapshot
 
@@ -95,3 +95,15 @@ def test_a_long_string_is_one_to_its_end() -> None:
     """Also where it begins further above than is looked at."""
     text, offset = read_cursor('"""\n' + "words, of (prose\n" * 300 + 'x = ║\n"""\n')
     assert select_hole(snapshot(text), offset).role is HoleRole.REST_OF_LINE
+
+
+def test_holes_of_a_selection() -> None:
+    """Those that the span holds or cuts, and no others."""
+    text, start, end = read_span(
+        "def f(): ...\n\ndef g():\n    p«ass\n\nx = <FILL>\n»\ndef h():\n    pass\n"
+    )
+    holes = find_holes(snapshot(text), start, end)
+    assert [(hole.role, text[hole.start : hole.end]) for hole in holes] == [
+        (HoleRole.BODY, "pass"),
+        (HoleRole.EXPRESSION, "<FILL>"),
+    ]
