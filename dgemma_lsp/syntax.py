@@ -16,12 +16,11 @@ from itertools import accumulate
 
 import tree_sitter
 
+from .chunks import Chunks
 from .languages import Language, language_of
 
 # Characters between two of the byte offsets that are kept of a text that is not ASCII.
 _STRIDE = 4096
-# Bytes that the parser is handed at a time.
-_CHUNK = 1 << 16
 # A parse lets the other threads run this often.
 _YIELD_SECONDS = 0.001
 # Deeper nesting than this is a generated file; nobody asks for the outermost of its brackets.
@@ -281,15 +280,13 @@ def parse_source(
             yielded = time.perf_counter()
         return False
 
-    def read(offset: int, _point: tree_sitter.Point) -> bytes:
-        return source.data[offset : offset + _CHUNK]
-
     parser = tree_sitter.Parser(grammar)
     try:
-        if old_tree is None:
-            tree = parser.parse(read, progress_callback=should_stop)
-        else:
-            tree = parser.parse(read, old_tree, progress_callback=should_stop)
+        with Chunks(source.data, grammar) as chunks:
+            if old_tree is None:
+                tree = parser.parse(chunks.read, progress_callback=should_stop)
+            else:
+                tree = parser.parse(chunks.read, old_tree, progress_callback=should_stop)
     except ValueError as error:  # what the binding raises when it was told to stop
         raise ParseTimeout from error
     return SyntaxTree(source, language, tree)

@@ -21,7 +21,6 @@ from dgemma_engine.fake import FakeEngine
 from dgemma_lsp import transport
 from dgemma_lsp.server import build_server
 
-
 _KEPT, _DROPPED = 4, InfillRequest("", "")
 
 

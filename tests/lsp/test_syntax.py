@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -113,3 +116,25 @@ def test_errors_of_a_span_are_those_that_touch_it(data: st.DataObject) -> None:
     assert len(everywhere) == sum(is_error for *_, is_error in nodes_of(tree))
     expected = [item for item in everywhere if item[1] <= end and item[2] >= start]
     assert expected == [(node.kind, node.start, node.end) for node in tree.errors(start, end)]
+
+
+@pytest.mark.parametrize("size", [20, 200_000])
+def test_a_parse_keeps_no_text(size: int) -> None:
+    """Neither does one that was stopped: the binding forgets to give back what it read."""
+    text = "x = 1\n" * (size // 6)
+    tree = syntax.parse(text, "python")
+    assert tree is not None
+    tracemalloc.start()
+    try:
+        for round_number in range(3):
+            for _ in range(20):
+                tree.edited(0, 0, "y")
+                with contextlib.suppress(syntax.ParseTimeout):
+                    syntax.parse_source(syntax.Source(text), tree.language, most_seconds=0.0)
+            gc.collect()
+            if round_number == 0:
+                before = tracemalloc.get_traced_memory()[0]
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 5 * size + 20_000
