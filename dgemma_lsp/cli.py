@@ -1,4 +1,4 @@
-"""The command line: `serve`, `fill`, `demo`, `doctor`, and `eval` from `evaluation/`.
+"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`, and `eval` from `evaluation/`.
 
 Exit status: 0 done, 1 it could not be done (no torch, a broken checkpoint), 2 what was typed cannot
 be used (no such file, a position past the end), 130 interrupted. An error is one line on stderr.
@@ -33,8 +33,11 @@ from . import __version__
 from .context import ContextBudget, build_request
 from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
+from .ignored import holds_secrets
 from .postprocess import Rejection, postprocess
+from .related import RelatedText
 from .render import FILL_STYLE, CanvasView, in_place, summary
+from .settings import Settings, project_folder, read_project
 from .source_file import InputError, Location, SourceFile
 
 # The demo is to be watched: each pass stays on the screen at least so long, in seconds.
@@ -113,7 +116,6 @@ def serve(
 
     from .server import configure_logging
     from .server import serve as serve_client
-    from .settings import Settings
 
     try:
         configure_logging(log_level.upper(), log_file)
@@ -199,6 +201,30 @@ def fill(
     if write:
         done = f"written to {file.path}" if has_fill else f"{file.path} is unchanged"
         console.print(done, style="cyan")
+
+
+@cli.command()
+@click.argument("location")
+@_engine_options
+def context(location: str, model: str, device: str, dtype: str) -> None:
+    """Print exactly what the model would see of a file.
+
+    LOCATION is as for `fill`. In an editor other open files may be read too; the command
+    dgemma.context tells there.
+    """
+    file, hole = _find_hole(Location.parse(location))
+    snapshot = file.snapshot()
+    if holds_secrets(snapshot.uri):
+        raise InputError(f"{file.path}: files of this name usually hold secrets, and are not read")
+    folder = file.path.resolve().parent
+    settings, problems = read_project(project_folder(folder), Settings())
+    for problem in problems:
+        click.echo(f"dgemma-lsp: warning: {problem}", err=True)
+    related = RelatedText().find(snapshot, hole, settings, ())
+    budget = ContextBudget(settings.prefix_chars, settings.suffix_chars)
+    request = build_request(snapshot, hole, budget, related=related, max_tokens=settings.max_tokens)
+    click.echo(f"hole: {hole.role.value} ({hole.kind.value})")
+    click.echo(dgemma_engine.load_engine(model, device, dtype).render(request))
 
 
 @cli.command()

@@ -178,6 +178,14 @@ def read_settings(raw: object, base: Settings) -> tuple[Settings, list[str]]:
     return replace(base, **changes), problems
 
 
+def project_folder(folder: Path) -> Path:
+    """The nearest folder upwards with a pyproject.toml; `folder` itself if there is none."""
+    return next(
+        (place for place in (folder, *folder.parents) if (place / "pyproject.toml").exists()),
+        folder,
+    )
+
+
 def read_project(folder: Path, base: Settings) -> tuple[Settings, list[str]]:
     """Settings from the table [tool.dgemma-lsp] of a folder's pyproject.toml, over those in `base`.
 

@@ -151,7 +151,12 @@ class DiffusionEngine:
             clamped = self.tokenizer.render(token_ids[slot] for slot in part)
             canvas += f"⟨{len(part)} slots to fill⟩" if is_hole else clamped
         prompt = self.tokenizer.render(plan.prompt_ids)
-        return f"prompt ({len(plan.prompt_ids)} tokens):\n{prompt}\n\ncanvas:\n{canvas}\n"
+        healed = plan.healed.decode("utf-8", errors="replace")
+        start = f"the first slot begins with {healed!r}, taken back from the prefix\n"
+        return (
+            f"prompt ({len(plan.prompt_ids)} tokens):\n{prompt}\n\n"
+            f"canvas:\n{canvas}\n{start if healed else ''}"
+        )
 
     def close(self) -> None:
         """Nothing to do: the memory goes with the engine."""
@@ -177,6 +182,11 @@ class DiffusionEngine:
         decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
         if request.draft:
             decoder = Decoder.DIFFUSION
+            if not self.strategy.end_token_ids:  # a canvas without end marks has to fit exactly
+                length = len(self._draft_ids(plan, request.draft))
+                most = max(length, request.max_tokens)
+                exact = dataclasses.replace(request, num_tokens=length, max_tokens=most)
+                plan = self.strategy.plan(exact)
         if decoder is Decoder.LEFT_TO_RIGHT and plan.rules is None:
             raise RequestError(
                 f"strategy {self.strategy.name!r} cannot decode left to right; "
@@ -396,6 +406,9 @@ class DiffusionEngine:
                 Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
             )
 
+    def _draft_ids(self, plan: InfillPlan, draft: str) -> list[int]:
+        return self.tokenizer.encode(plan.healed.decode("utf-8", errors="ignore") + draft)
+
     @torch.no_grad()
     def _revise(
         self,
@@ -416,7 +429,7 @@ class DiffusionEngine:
         generator = torch.Generator(self.model.device).manual_seed(request.seed)
         assert request.draft is not None
         canvas = plan.canvas.select(torch.zeros(1, dtype=torch.int64, device=self.model.device))
-        draft_ids = self.tokenizer.encode(plan.healed.decode("utf-8", "ignore") + request.draft)
+        draft_ids = self._draft_ids(plan, request.draft)
         slots = canvas.hole_slots()  # (1, M)
         num_slots, ends = slots.shape[1], self.strategy.end_token_ids
         most = num_slots - 1 if ends else num_slots

@@ -266,3 +266,58 @@ found = {{"torch", "triton", "numpy", "tokenizers"}} & set(sys.modules)
 assert not found, found
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+
+
+def test_context_prints_what_the_model_would_see(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompt and canvas of a place; the project's settings count, what is wrong in them is told."""
+    (tmp_path / "pyproject.toml").write_text("[tool.dgemma-lsp]\nprefixChars = 12\nseed = -1\n")
+    path = tmp_path / "a.py"
+    path.write_text("first = 1\nsecond = first\nthird = \n")
+    assert run("context", f"{path}:3:9", "--model", checkpoint) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("hole: expression (line)\nprompt (")
+    assert "third =" in captured.out
+    assert "first = 1" not in captured.out
+    assert "setting 'seed' must be" in captured.err
+
+
+def test_context_of_a_file_of_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not read."""
+    path = tmp_path / ".env"
+    path.write_text("KEY = 1\n")
+    assert run("context", f"{path}:1:3") == 2
+    assert "secrets" in error_line(capsys)
+
+
+def test_logs_and_traces_go_where_they_are_sent(tmp_path: Path) -> None:
+    """A whole conversation: messages in the trace, none of its code in the log."""
+    log, trace = tmp_path / "log", tmp_path / "trace"
+    messages = [
+        {"id": 1, "method": "initialize", "params": {"processId": None, "capabilities": {}}},
+        {
+            "method": "textDocument/didOpen",
+            "params": {
+                "textDocument": {
+                    "uri": "file:///a.txt",
+                    "languageId": "plaintext",
+                    "version": 1,
+                    "text": "a word of the user",
+                }
+            },
+        },
+        {"id": 2, "method": "shutdown"},
+        {"method": "exit"},
+    ]
+    frames = b""
+    for message in messages:
+        body = json.dumps({"jsonrpc": "2.0", **message}).encode()
+        frames += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    command = [sys.executable, "-m", "dgemma_lsp", "serve", "--log-file", log, "--trace", trace]
+    done = subprocess.run(command, input=frames, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "a word of the user" in trace.read_text()
+    assert "to client" in trace.read_text()
+    assert "a word of the user" not in log.read_text()
+    assert run("serve", "--log-file", tmp_path / "no" / "log") == 2

@@ -14,6 +14,8 @@ from dgemma_engine import (
     Cancelled,
     CheckpointError,
     ContextTooLong,
+    Decoder,
+    DraftStep,
     HoleKind,
     RequestError,
     StopReason,
@@ -228,3 +230,60 @@ def test_layout_of_the_checkpoint_is_read(tmp_path: Path) -> None:
     (folder / "infill_config.json").write_text(json.dumps({"layout": {"depth": 3}}))
     with pytest.raises(CheckpointError, match="depth"):
         build_engine(str(folder))
+
+
+def test_a_draft_is_revised(engine: DiffusionEngine) -> None:
+    """Half of its schedule is run, the seed fixes what comes, and a fill after it is as ever."""
+    plain = engine.fill(request(seed=1)).text
+    draft = "x + y * z"
+    revised = request(draft=draft, strength=0.5, seed=3)
+    steps: list[DraftStep] = []
+    first, again = engine.fill(revised, steps.append), engine.fill(revised)
+    assert first.text == again.text
+    assert first.decoder is Decoder.DIFFUSION
+    assert steps[0].step == steps[0].max_steps // 2
+    assert plain == engine.fill(request(seed=1)).text
+
+
+@pytest.mark.parametrize(("strength", "prefers_draft"), [(0.5, True), (0.5, False), (1.0, True)])
+def test_the_judge_decides_between_draft_and_revision(
+    marker_engine: DiffusionEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    strength: float,
+    prefers_draft: bool,
+) -> None:
+    """Unless all of it was to be new; the confidences are of the text that was taken."""
+    draft, judged = "x + y * z", []
+
+    def scores(prompt: object, texts: list[str]) -> list[float]:
+        judged.append(texts)
+        return [1.0, 0.0] if prefers_draft else [0.0, 1.0]
+
+    monkeypatch.setattr(marker_engine._judge, "scores", scores)
+    result = marker_engine.fill(request(draft=draft, strength=strength))
+    assert bool(judged) == (strength < 1.0)
+    assert (result.text == draft) == (strength < 1.0 and prefers_draft)
+    assert len(result.token_ids) == len(result.prefix_confidences)
+
+
+def test_a_draft_that_does_not_fit_is_refused(marker_engine: DiffusionEngine) -> None:
+    """With its length and the limit."""
+    with pytest.raises(RequestError, match=r"has \d+ tokens, the canvas holds \d+"):
+        marker_engine.fill(request(draft="x + " * 500))
+
+
+def test_a_draft_needs_diffusion_and_a_strength() -> None:
+    """Refused at construction, with the value."""
+    with pytest.raises(RequestError, match="by diffusion only"):
+        request(draft="x", decoder=Decoder.LEFT_TO_RIGHT)
+    with pytest.raises(RequestError, match=r"at most 1, got 1\.5"):
+        request(draft="x", strength=1.5)
+
+
+def test_what_is_rendered_is_what_is_read(engine: DiffusionEngine) -> None:
+    """Prompt and canvas, with the text on both sides and the slots counted."""
+    shown = engine.render(request())
+    prompt, _, canvas = shown.partition("canvas:\n")
+    assert prompt.startswith("prompt (")
+    assert "slots to fill⟩" in canvas
+    assert request().suffix.split()[0] in shown
