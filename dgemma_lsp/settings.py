@@ -210,8 +210,8 @@ def read_project(folder: Path, base: Settings) -> tuple[Settings, list[str]]:
     return settings, [f"{path}: {problem}" for problem in problems + more]
 
 
-def markdown_table() -> str:
-    """The table of settings for the documentation."""
+def settings_page() -> str:
+    """editors/SETTINGS.md: every setting, where it can be set, and what comes over what."""
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, entry in schema().items():
         choices = entry.get("enum") or entry.get("items", {}).get("enum")
@@ -219,7 +219,26 @@ def markdown_table() -> str:
         one_of = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
         doc = entry["description"] + (limits or one_of)
         lines.append(f"| `{name}` | `{json.dumps(entry['default'])}` | {doc} |")
-    return "\n".join(lines) + "\n"
+    return f"{_PAGE}\n{chr(10).join(lines)}\n"
+
+
+_PAGE = f"""\
+# Settings
+
+<!-- Made by: python -m dgemma_lsp.settings > editors/SETTINGS.md -->
+
+Each of these comes over the ones before it:
+
+1. `--model` and `--device` of `dgemma-lsp serve`;
+2. the table `[tool.{TABLE}]` of the `pyproject.toml` in the folder that is open. A folder that
+   was cloned has no say in {", ".join(f"`{name}`" for name in sorted(_NOT_OF_A_PROJECT))};
+3. `initializationOptions`;
+4. the section `{SECTION}` of the editor's configuration, asked for with `workspace/configuration`
+   or sent with `workspace/didChangeConfiguration`.
+
+A value that cannot be used costs one warning in the log, and what was there before stays. Null
+means "not set".
+"""
 
 
 def _schema(item: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -283,3 +302,7 @@ def _shown(value: object) -> str:
 
 def _camel(name: str) -> str:
     return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")
