@@ -1,0 +1,108 @@
+// The live canvas: the draft as it denoises, drawn behind the cursor until the fill is done. Tokens
+// that are accepted have the colour of text, the others are the fainter the less certain they are.
+//
+// A decoration cannot begin a new line, so line ends are drawn as ⏎ and a long draft is cut.
+
+import * as vscode from "vscode";
+import type { CanvasStep, CanvasToken } from "./protocol";
+
+export type Certainty = 0 | 1 | 2 | 3;
+
+export interface Piece {
+  readonly text: string;
+  readonly certainty: Certainty;
+}
+
+const MAX_CHARS = 240;
+
+/** The draft as runs of equal certainty; 3 is accepted, 0 is noise. */
+export function layOut(tokens: readonly CanvasToken[]): Piece[] {
+  const pieces: Piece[] = [];
+  let room = MAX_CHARS;
+  for (const token of tokens) {
+    if (room <= 0) {
+      pieces.push({ text: "…", certainty: 0 });
+      break;
+    }
+    const text = visible(token.text).slice(0, room);
+    room -= text.length;
+    const certainty = certaintyOf(token);
+    const last = pieces.at(-1);
+    if (last?.certainty === certainty) {
+      pieces[pieces.length - 1] = { text: last.text + text, certainty };
+    } else if (text) {
+      pieces.push({ text, certainty });
+    }
+  }
+  return pieces;
+}
+
+function certaintyOf(token: CanvasToken): Certainty {
+  if (token.accepted) {
+    return 3;
+  }
+  return token.confidence >= 0.6 ? 2 : token.confidence >= 0.2 ? 1 : 0;
+}
+
+function visible(text: string): string {
+  return text.replace(/\r\n|\r|\n/g, "⏎").replace(/\t/g, "    ");
+}
+
+export class Canvas implements vscode.Disposable {
+  private readonly draft = vscode.window.createTextEditorDecorationType({});
+  private readonly replaced = vscode.window.createTextEditorDecorationType({ opacity: "0.4" });
+  private readonly changes: vscode.Disposable;
+  private drawn: vscode.TextEditor[] = [];
+
+  constructor() {
+    this.changes = vscode.workspace.onDidChangeTextDocument(({ document }) => {
+      if (this.drawn.some((editor) => editor.document === document)) {
+        this.clear();
+      }
+    });
+  }
+
+  show(step: CanvasStep): void {
+    this.clear();
+    if (step.done) {
+      return;
+    }
+    const uri = vscode.Uri.parse(step.uri).toString();
+    this.drawn = vscode.window.visibleTextEditors.filter(
+      ({ document }) =>
+        document.uri.toString() === uri &&
+        (step.version === null || step.version === document.version),
+    );
+    const { start, end } = step.range;
+    const range = new vscode.Range(start.line, start.character, end.line, end.character);
+    const at = new vscode.Range(range.start, range.start);
+    const options = layOut(step.tokens).map((piece) => ({
+      range: at,
+      renderOptions: {
+        after: {
+          contentText: piece.text,
+          color: new vscode.ThemeColor(`dgemma.canvas${piece.certainty}`),
+          fontStyle: piece.certainty === 3 ? "normal" : "italic",
+        },
+      },
+    }));
+    for (const editor of this.drawn) {
+      editor.setDecorations(this.draft, options);
+      editor.setDecorations(this.replaced, range.isEmpty ? [] : [range]);
+    }
+  }
+
+  clear(): void {
+    for (const editor of this.drawn) {
+      editor.setDecorations(this.draft, []);
+      editor.setDecorations(this.replaced, []);
+    }
+    this.drawn = [];
+  }
+
+  dispose(): void {
+    this.changes.dispose();
+    this.draft.dispose();
+    this.replaced.dispose();
+  }
+}
