@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -126,3 +127,32 @@ def test_ghost_text_is_accepted_with_tab(
         assert "42 ms" in window.status("42 ms")
         window.shoot(shots / "accepted.png")
     assert file.read_text(encoding="utf-8") == "def area(a, b):\n    return a + b"
+
+
+def test_the_draft_is_seen_settling(
+    start: Start, workspace: Path, shots: Path, report: Report
+) -> None:
+    """With the setting, every pass is drawn behind the cursor, the uncertain fainter."""
+    file = workspace / "area.py"
+    file.write_text("def area(a, b):\n    return ", encoding="utf-8")
+    settings = report.settings() | {"dgemma.canvas": True}
+    with start(settings) as vscode, vscode.window() as window:
+        window.open(workspace, file)
+        window.status("scripted")
+        window.press("Control+End")
+        window.type(" ")
+        seen: dict[str, list[tuple[str, str]]] = {}
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline and "a + b" not in seen:
+            pieces = window.after_text()
+            text = "".join(text for text, _ in pieces)
+            if text and text not in seen:
+                window.shoot(shots / f"canvas-{len(seen)}.png")
+                seen[text] = pieces
+        assert list(seen) == ["%zq lambda 0x", "a lambda self", "a + x", "a + b"]
+        noise, *_, last = seen.values()
+        assert len({color for _, color in noise + last}) == 2
+        assert window.ghost_text() == "a + b"
+        assert not window.after_text()
+        window.shoot(shots / "canvas-done.png")
+    assert report.all("experimental") == [{"status": True, "canvas": True}]

@@ -181,6 +181,20 @@ class Window:
         text = self.wait(f"{spans}.map((it) => it.textContent).join('')", seconds)
         return str(text).replace("\xa0", " ")
 
+    def after_text(self) -> list[tuple[str, str]]:
+        """What decorations draw behind the text: (text, colour), in the order of the screen."""
+        js = """(() => {
+          const found = [];
+          for (const span of document.querySelectorAll('.view-line span span')) {
+            const style = getComputedStyle(span, '::after');
+            if (!['none', 'normal', '""'].includes(style.content)) {
+              found.push([JSON.parse(style.content), style.color]);
+            }
+          }
+          return found;
+        })()"""
+        return [(text.replace("\xa0", " "), color) for text, color in self.evaluate(js)]
+
     def status(self, part: str, seconds: float = 15) -> str:
         """The text of our item in the status bar, once it contains `part`."""
         item = "document.querySelector('.statusbar-item[id*=\"dgemma\"]')"

@@ -1,7 +1,9 @@
 // The live canvas: the draft as it denoises, drawn behind the cursor until the fill is done. Tokens
 // that are accepted have the colour of text, the others are the fainter the less certain they are.
 //
-// A decoration cannot begin a new line, so line ends are drawn as ⏎ and a long draft is cut.
+// A decoration cannot begin a new line, so line ends are drawn as ⏎ and a long draft is cut. Several
+// decorations at one place are drawn in the order of their types' keys, whatever order they were set
+// in; hence a type for each piece.
 
 import * as vscode from "vscode";
 import type { CanvasStep, CanvasToken } from "./protocol";
@@ -14,13 +16,14 @@ export interface Piece {
 }
 
 const MAX_CHARS = 240;
+const MAX_PIECES = 40;
 
 /** The draft as runs of equal certainty; 3 is accepted, 0 is noise. */
 export function layOut(tokens: readonly CanvasToken[]): Piece[] {
   const pieces: Piece[] = [];
   let room = MAX_CHARS;
   for (const token of tokens) {
-    if (room <= 0) {
+    if (room <= 0 || pieces.length === MAX_PIECES - 1) {
       pieces.push({ text: "…", certainty: 0 });
       break;
     }
@@ -49,7 +52,7 @@ function visible(text: string): string {
 }
 
 export class Canvas implements vscode.Disposable {
-  private readonly draft = vscode.window.createTextEditorDecorationType({});
+  private slots: vscode.TextEditorDecorationType[] = [];
   private readonly replaced = vscode.window.createTextEditorDecorationType({ opacity: "0.4" });
   private readonly changes: vscode.Disposable;
   private drawn: vscode.TextEditor[] = [];
@@ -63,46 +66,72 @@ export class Canvas implements vscode.Disposable {
   }
 
   show(step: CanvasStep): void {
-    this.clear();
     if (step.done) {
+      this.clear();
       return;
     }
+    const before = this.drawn;
     const uri = vscode.Uri.parse(step.uri).toString();
     this.drawn = vscode.window.visibleTextEditors.filter(
       ({ document }) =>
         document.uri.toString() === uri &&
         (step.version === null || step.version === document.version),
     );
+    for (const editor of before.filter((it) => !this.drawn.includes(it))) {
+      this.erase(editor);
+    }
     const { start, end } = step.range;
     const range = new vscode.Range(start.line, start.character, end.line, end.character);
     const at = new vscode.Range(range.start, range.start);
-    const options = layOut(step.tokens).map((piece) => ({
-      range: at,
-      renderOptions: {
-        after: {
-          contentText: piece.text,
-          color: new vscode.ThemeColor(`dgemma.canvas${piece.certainty}`),
-          fontStyle: piece.certainty === 3 ? "normal" : "italic",
-        },
-      },
-    }));
+    const pieces = layOut(step.tokens);
+    this.reserve();
     for (const editor of this.drawn) {
-      editor.setDecorations(this.draft, options);
+      this.slots.forEach((slot, index) => {
+        const piece = pieces[index];
+        editor.setDecorations(slot, piece ? [{ range: at, renderOptions: look(piece) }] : []);
+      });
       editor.setDecorations(this.replaced, range.isEmpty ? [] : [range]);
     }
   }
 
   clear(): void {
     for (const editor of this.drawn) {
-      editor.setDecorations(this.draft, []);
-      editor.setDecorations(this.replaced, []);
+      this.erase(editor);
     }
     this.drawn = [];
   }
 
   dispose(): void {
     this.changes.dispose();
-    this.draft.dispose();
     this.replaced.dispose();
+    for (const slot of this.slots) {
+      slot.dispose();
+    }
   }
+
+  private erase(editor: vscode.TextEditor): void {
+    for (const slot of this.slots) {
+      editor.setDecorations(slot, []);
+    }
+    editor.setDecorations(this.replaced, []);
+  }
+
+  /** Make the types for the pieces, in the order in which they will be drawn. */
+  private reserve(): void {
+    if (this.slots.length === 0) {
+      this.slots = Array.from({ length: MAX_PIECES }, () =>
+        vscode.window.createTextEditorDecorationType({}),
+      ).sort((a, b) => (`${a.key}-` < `${b.key}-` ? -1 : 1));
+    }
+  }
+}
+
+function look({ text, certainty }: Piece): vscode.DecorationInstanceRenderOptions {
+  return {
+    after: {
+      contentText: text,
+      color: new vscode.ThemeColor(`dgemma.canvas${certainty}`),
+      fontStyle: certainty === 3 ? "normal" : "italic",
+    },
+  };
 }
