@@ -205,6 +205,7 @@ class Window:
 
     def shoot(self, path: Path, *, clip: tuple[int, int, int, int] | None = None) -> None:
         """A screenshot, of all or of (x, y, width, height)."""
+        time.sleep(0.3)  # what is shown fades in
         box = clip and dict(zip(("x", "y", "width", "height"), clip, strict=True))
         self._do("shot", path=str(path), clip=box)
 
@@ -241,10 +242,12 @@ class Editor:
         finally:
             window.close()
 
-    def text_in_log(self, part: str) -> bool:
-        """Whether the extension's output says something."""
-        logs = self.profile.rglob("dgemma*.log")
-        return any(part in log.read_text(encoding="utf-8") for log in logs)
+    def wait_for_log(self, part: str, seconds: float = 30) -> None:
+        """Until the extension's output says something."""
+        deadline = time.monotonic() + seconds
+        while not any(part in log.read_text("utf-8") for log in self.profile.rglob("dgemma*.log")):
+            assert time.monotonic() < deadline, f"{part!r} is not in the output"
+            time.sleep(0.1)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 // server's, which the language client registers itself.
 
 import * as vscode from "vscode";
-import type { Log } from "./log";
-import { messageOf } from "./log";
+import type { Range } from "vscode-languageclient/node";
 import { offerInstallation } from "./install";
+import { type Log, messageOf } from "./log";
 import type { Session } from "./session";
 import { SECTION } from "./settings";
 import type { StatusItem } from "./status";
@@ -17,7 +17,7 @@ export interface Parts {
   readonly status: StatusItem;
 }
 
-type Where = (editor: vscode.TextEditor) => vscode.Range | undefined;
+type Where = (selection: vscode.Selection) => vscode.Range | undefined;
 
 interface Edit {
   readonly title: string;
@@ -25,12 +25,12 @@ interface Edit {
   readonly where: Where;
 }
 
-const atSelection: Where = ({ selection }) => selection;
-const wholeFile: Where = ({ selection }) => (selection.isEmpty ? undefined : selection);
+const atSelection: Where = (selection) => selection;
+const inSelectionOrFile: Where = (selection) => (selection.isEmpty ? undefined : selection);
 
 export const EDITS: Readonly<Record<string, Edit>> = {
   "dgemma.fillHere": { title: "filling", server: "dgemma.fill", where: atSelection },
-  "dgemma.fillAllHoles": { title: "filling all holes", server: "dgemma.fillAll", where: wholeFile },
+  "dgemma.fillAllHoles": { title: "filling all holes", server: "dgemma.fillAll", where: inSelectionOrFile },
   "dgemma.rewriteSelection": { title: "rewriting", server: "dgemma.rewrite", where: atSelection },
   "dgemma.implementBody": { title: "implementing", server: "dgemma.implement", where: atSelection },
   "dgemma.writeDocstring": { title: "describing", server: "dgemma.docstring", where: atSelection },
@@ -84,10 +84,16 @@ async function runEdit(parts: Parts, { title, server, where }: Edit): Promise<vo
   const { document } = editor;
   const argument = {
     uri: parts.session.uriOf(document),
-    range: where(editor),
+    range: toJson(where(editor.selection)),
     version: document.version,
   };
   await withLateProgress(title, (token) => parts.session.execute(server, argument, token));
+}
+
+/** LSP's range; VS Code's own writes more than that. */
+function toJson(range: vscode.Range | undefined): Range | undefined {
+  const at = ({ line, character }: vscode.Position) => ({ line, character });
+  return range && { start: at(range.start), end: at(range.end) };
 }
 
 async function toggle(parts: Parts): Promise<void> {
@@ -105,8 +111,8 @@ async function showContext(parts: Parts, context: ContextDocument): Promise<void
   if (!editor || !has(parts, "dgemma.context")) {
     return;
   }
-  const { active } = editor.selection;
-  const position = { line: active.line, character: active.character };
+  const { line, character } = editor.selection.active;
+  const position = { line, character };
   const uri = parts.session.uriOf(editor.document);
   const text = await parts.session.execute<string>("dgemma.context", { uri, position });
   await context.show(text);

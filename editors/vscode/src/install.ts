@@ -16,9 +16,9 @@ import { programsOf } from "./server";
 const CPU_INDEX = "https://download.pytorch.org/whl/cpu";
 
 const INSTALL = "Install";
-const INSTALL_CPU = "Install for CPU only";
-const CHOOSE = "Choose an Installed One…";
-const NEVER = "Don't Ask Again";
+const INSTALL_CPU = "Install for CPU";
+const CHOOSE = "Choose…";
+const NEVER = "Never";
 const NEVER_KEY = "dgemma.neverAskToInstall";
 
 /** Any Python of 3.10 to 3.13. */

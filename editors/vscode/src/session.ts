@@ -15,7 +15,7 @@ import {
 } from "vscode-languageclient/node";
 import type { Canvas } from "./canvas";
 import { managedEnvironment } from "./install";
-import { type Log, messageOf } from "./log";
+import { type Log, logLines, messageOf } from "./log";
 import { CANVAS, type CanvasStep, type ServerStatus, STATUS } from "./protocol";
 import { activeInterpreter } from "./python";
 import { type Misconfigured, type Missing, resolveServer, type Server } from "./server";
@@ -167,6 +167,7 @@ export class Session implements vscode.Disposable {
       {
         documentSelector: DOCUMENTS,
         outputChannel: this.log,
+        stdioOptions: { stdout: logLines, stderr: logLines },
         revealOutputChannelOn: RevealOutputChannelOn.Never,
         initializationOptions: () => this.settings(),
         middleware: {
