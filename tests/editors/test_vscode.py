@@ -27,6 +27,21 @@ ROOT = Path(__file__).parent.parent.parent
 EXTENSION = ROOT / "editors/vscode"
 SCRIPTED = str(Path(__file__).with_name("vscode_server.py"))
 
+PROGRAM = str(Path(sys.executable).with_name("dgemma-lsp"))
+
+# With a hole in line 7.
+SHAPES = """class Square:
+    def __init__(self, side):
+        self.side = side
+
+    def area(self):
+        # the side times itself
+        ...
+
+    def perimeter(self):
+        return 4 * self.side
+"""
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]  # the first installation takes minutes
 
 
@@ -241,10 +256,8 @@ def test_the_real_server_with_the_shipped_model(start: Start, workspace: Path, s
         "        self.encoding = \n"
     )
     file.write_text(before, encoding="utf-8")
-    program = shutil.which("dgemma-lsp", path=str(Path(sys.executable).parent))
-    assert program
     # What the model is sure enough of to show unasked is not what this is about.
-    settings = {"dgemma.server.path": program, "dgemma.minConfidence": 0}
+    settings = {"dgemma.server.path": PROGRAM, "dgemma.minConfidence": 0}
     with start(settings) as vscode, vscode.window() as window:
         window.open(workspace, file)
         vscode.wait_for_log("found by: setting")
@@ -272,6 +285,31 @@ def test_the_real_server_with_the_shipped_model(start: Start, workspace: Path, s
         window.shoot(shots / "real-filled.png")
         filled = file.read_text(encoding="utf-8")
     assert re.fullmatch(re.escape(before).replace("encoding\\ =\\ ", "encoding = .+"), filled)
+
+
+def test_the_real_model_is_seen_denoising(start: Start, workspace: Path, shots: Path) -> None:
+    """With diffusion as decoder, the canvas of the shipped model is drawn pass by pass."""
+    file = workspace / "shapes.py"
+    file.write_text(SHAPES, encoding="utf-8")
+    settings = {
+        "dgemma.server.path": PROGRAM,
+        "dgemma.canvas": True,
+        "dgemma.decoder": "diffusion",
+        "dgemma.minConfidence": 0,
+    }
+    with start(settings) as vscode, vscode.window() as window:
+        window.open(workspace, file)
+        vscode.wait_for_log("engine ready")
+        window.status("fill-4m")
+        window.watch_after_text()
+        window.go_to(7, 9)
+        window.press("Control+Alt+g")
+        _wait_until(lambda: _saved(window, file) != SHAPES, 30)
+        _wait_until(lambda: window.after_text() == [])
+        window.shoot(shots / "denoised.png")
+        drafts = window.watched()
+        (shots / "drafts.json").write_text(json.dumps(drafts), encoding="utf-8")
+    assert len(drafts) > 1
 
 
 def test_a_missing_server_is_offered(start: Start, workspace: Path, shots: Path) -> None:

@@ -47,6 +47,19 @@ _SETTINGS = {
 }
 
 
+# [text, colour] of all that decorations draw behind the text, in the order of the screen.
+_AFTER_TEXT = """(() => {
+  const found = [];
+  for (const span of document.querySelectorAll('.view-line span span')) {
+    const style = getComputedStyle(span, '::after');
+    if (!['none', 'normal', '""'].includes(style.content)) {
+      found.push([JSON.parse(style.content), style.color]);
+    }
+  }
+  return found;
+})()"""
+
+
 class CannotInstall(Exception):
     """This machine cannot have the editor; the text says why."""
 
@@ -183,17 +196,18 @@ class Window:
 
     def after_text(self) -> list[tuple[str, str]]:
         """What decorations draw behind the text: (text, colour), in the order of the screen."""
-        js = """(() => {
-          const found = [];
-          for (const span of document.querySelectorAll('.view-line span span')) {
-            const style = getComputedStyle(span, '::after');
-            if (!['none', 'normal', '""'].includes(style.content)) {
-              found.push([JSON.parse(style.content), style.color]);
-            }
-          }
-          return found;
-        })()"""
-        return [(text.replace("\xa0", " "), color) for text, color in self.evaluate(js)]
+        return [(text.replace("\xa0", " "), color) for text, color in self.evaluate(_AFTER_TEXT)]
+
+    def watch_after_text(self) -> None:
+        """Remember every text that decorations draw from now on, for `watched`."""
+        self.evaluate(
+            "window.watched = []; setInterval(() => {"
+            f"const text = {_AFTER_TEXT}.map(([text]) => text).join('');"
+            "if (text && text !== window.watched.at(-1)) window.watched.push(text); }, 5)"
+        )
+
+    def watched(self) -> list[str]:
+        return [text.replace("\xa0", " ") for text in self.evaluate("window.watched")]
 
     def status(self, part: str, seconds: float = 15) -> str:
         """The text of our item in the status bar, once it contains `part`."""
