@@ -42,6 +42,17 @@ SHAPES = """class Square:
         return 4 * self.side
 """
 
+# With a hole at the sign, in line 4 at column 25.
+READER = """class Reader:
+    def __init__(self, path, encoding="utf-8"):
+        self.path = path
+        self.encoding = ║
+
+    def read(self):
+        with open(self.path, encoding=self.encoding) as file:
+            return file.read()
+""".replace("║", "")
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]  # the first installation takes minutes
 
 
@@ -289,8 +300,9 @@ def test_the_real_server_with_the_shipped_model(start: Start, workspace: Path, s
 
 def test_the_real_model_is_seen_denoising(start: Start, workspace: Path, shots: Path) -> None:
     """With diffusion as decoder, the canvas of the shipped model is drawn pass by pass."""
-    file = workspace / "shapes.py"
+    file, reader = workspace / "shapes.py", workspace / "reader.py"
     file.write_text(SHAPES, encoding="utf-8")
+    reader.write_text(READER, encoding="utf-8")
     settings = {
         "dgemma.server.path": PROGRAM,
         "dgemma.canvas": True,
@@ -308,6 +320,12 @@ def test_the_real_model_is_seen_denoising(start: Start, workspace: Path, shots: 
         _wait_until(lambda: window.after_text() == [])
         window.shoot(shots / "denoised.png")
         drafts = window.watched()
+        window.open_file(reader)
+        window.go_to(4, 25)
+        time.sleep(0.5)  # for a picture without the input box
+        with window.recorded(shots / "denoising"):
+            window.press("Control+Alt+g")
+            _wait_until(lambda: _saved(window, reader) != READER)
         (shots / "drafts.json").write_text(json.dumps(drafts), encoding="utf-8")
     assert len(drafts) > 1
 

@@ -223,6 +223,16 @@ class Window:
         box = clip and dict(zip(("x", "y", "width", "height"), clip, strict=True))
         self._do("shot", path=str(path), clip=box)
 
+    @contextmanager
+    def recorded(self, folder: Path) -> Iterator[None]:
+        """A picture after every change, in files named by their milliseconds."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._do("record", folder=str(folder))
+        try:
+            yield
+        finally:
+            self._do("stop")
+
     def _do(self, op: str, **arguments: Any) -> Any:
         assert self._process.stdin
         assert self._process.stdout

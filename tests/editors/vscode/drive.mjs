@@ -9,9 +9,12 @@
 // {op: "eval", js}                  the value of an expression in the page
 // {op: "click", selector}
 // {op: "shot", path, clip?}         a screenshot
+// {op: "record", folder}            from now on a picture after every change, MILLISECONDS.png
+// {op: "stop"}                      recording
 //
 // An answer is {value} or {error}.
 
+import { writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 
@@ -25,7 +28,21 @@ const browser = await chromium.launch({
 const context = await browser.newContext({ viewport: { width: 1000, height: 640 } });
 const page = await context.newPage();
 
+let cast;
+
+async function record({ folder }) {
+  cast = await context.newCDPSession(page);
+  cast.on("Page.screencastFrame", async ({ data, metadata, sessionId }) => {
+    const name = `${Math.round(metadata.timestamp * 1000)}.png`;
+    writeFileSync(`${folder}/${name}`, Buffer.from(data, "base64"));
+    await cast.send("Page.screencastFrameAck", { sessionId }).catch(() => undefined);
+  });
+  await cast.send("Page.startScreencast", { format: "png", everyNthFrame: 1 });
+}
+
 const operations = {
+  record,
+  stop: () => cast.send("Page.stopScreencast"),
   open: ({ url }) => page.goto(url),
   keys: async ({ keys }) => {
     for (const key of keys) {
