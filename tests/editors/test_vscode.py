@@ -108,8 +108,16 @@ def workspace(tmp_path: Path) -> Path:
     return folder
 
 
-def _npm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["npm", *arguments], cwd=EXTENSION, capture_output=True, text=True)
+def _npm(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["npm", *arguments],
+        cwd=EXTENSION,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+    )
 
 
 def _python_server(*arguments: str) -> dict[str, Any]:
@@ -340,6 +348,39 @@ def test_a_missing_server_is_offered(start: Start, workspace: Path, shots: Path)
         window.wait(_says("no server was found"))
         window.shoot(shots / "missing.png")
         assert not list(vscode.profile.rglob("pyvenv.cfg"))
+
+
+@pytest.mark.timeout(900)
+def test_a_clean_profile_is_three_steps_from_a_suggestion(
+    installation: Installation, extension: Path, tmp_path: Path, workspace: Path, shots: Path
+) -> None:
+    """Install the extension, open a file, agree: the server is installed, and suggests."""
+    vsix = tmp_path / "dgemma.vsix"
+    python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    run = _npm("run", "package:with-server", "--", "--out", str(vsix), environment=python)
+    assert run.returncode == 0, run.stdout + run.stderr
+    file = workspace / "reader.py"
+    file.write_text(READER, encoding="utf-8")
+    # A Python, and no dgemma-lsp beside it.
+    bare = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
+    with (
+        editor(installation, tmp_path / "profile", vsix, {}, bare) as vscode,
+        vscode.window() as window,
+    ):
+        window.open(workspace, file)
+        window.wait(_says("no server was found"))
+        window.click(".notification-toast .monaco-button:text-is('Install')")
+        window.status("installing")
+        window.wait(_says("making an environment"))
+        window.shoot(shots / "installing.png")
+        vscode.wait_for_log("found by: managed", 600)
+        vscode.wait_for_log("engine ready")
+        window.go_to(4, 25)
+        window.press("Backspace")
+        window.type(" ")
+        window.ghost_text()
+        window.shoot(shots / "installed.png")
+    shutil.rmtree(tmp_path / "profile")  # 1 GB, which pytest would keep
 
 
 def test_a_wrong_path_is_said(start: Start, workspace: Path, shots: Path) -> None:

@@ -269,7 +269,8 @@ class Editor:
     def wait_for_log(self, part: str, seconds: float = 30) -> None:
         """Until the extension's output says something."""
         deadline = time.monotonic() + seconds
-        while not any(part in log.read_text("utf-8") for log in self.profile.rglob("dgemma*.log")):
+        logs = self.profile / "logs"
+        while not any(part in log.read_text("utf-8") for log in logs.rglob("dgemma*.log")):
             assert time.monotonic() < deadline, f"{part!r} is not in the output"
             time.sleep(0.1)
 

@@ -9,6 +9,7 @@ Needs pillow, which the extra `train` brings with matplotlib.
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -45,12 +46,15 @@ def save_gif(files: list[Path], out: Path) -> None:
         if not frames or frame.tobytes() != frames[-1].tobytes():
             frames.append(frame)
             starts.append(int(file.stem))
-    durations = [(end - start) * SLOWER for start, end in zip(starts, starts[1:], strict=False)] + [
-        LAST_MS
-    ]
+    durations = [(end - start) * SLOWER for start, end in pairwise(starts)]
     palette = [frame.quantize(64) for frame in frames]
     palette[0].save(
-        out, save_all=True, append_images=palette[1:], duration=durations, loop=0, optimize=True
+        out,
+        save_all=True,
+        append_images=palette[1:],
+        duration=[*durations, LAST_MS],
+        loop=0,
+        optimize=True,
     )
 
 

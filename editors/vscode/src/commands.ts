@@ -203,7 +203,7 @@ async function withLateProgress<T>(
         );
       },
     );
-  }, 1000);
+  }, 2000);
   try {
     return await done;
   } finally {
