@@ -53,6 +53,9 @@ READER = """class Reader:
             return file.read()
 """.replace("║", "")
 
+# A Python, and no dgemma-lsp beside it.
+BARE = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]  # the first installation takes minutes
 
 
@@ -342,12 +345,51 @@ def test_a_missing_server_is_offered(start: Start, workspace: Path, shots: Path)
     """From a clean profile: one question; nothing is fetched before it is answered."""
     file = workspace / "area.py"
     file.write_text("", encoding="utf-8")
-    with start({}, {"PATH": "/usr/bin:/bin"}) as vscode, vscode.window() as window:
+    with start({}, BARE) as vscode, vscode.window() as window:
         window.open(workspace, file)
         assert window.status("install")
         window.wait(_says("no server was found"))
         window.shoot(shots / "missing.png")
         assert not list(vscode.profile.rglob("pyvenv.cfg"))
+
+
+def test_the_environment_of_any_folder_is_found(
+    start: Start, workspace: Path, shots: Path, report: Report
+) -> None:
+    """With several folders one server runs, that of the first environment that has it."""
+    for name in ("one", "two"):
+        (workspace / name).mkdir()
+    _make_environment(workspace / "two/.venv", report)
+    file = workspace / "one/area.py"
+    file.write_text("x = ", encoding="utf-8")
+    both = workspace / "both.code-workspace"
+    both.write_text('{"folders": [{"path": "one"}, {"path": "two"}]}', encoding="utf-8")
+    with start({}, BARE) as vscode, vscode.window() as window:
+        window.open(both, file)
+        vscode.wait_for_log("found by: environment")
+        window.status("scripted")
+        window.press("End")
+        window.type(" ")
+        assert window.ghost_text() == "a + b"
+        window.shoot(shots / "folders.png")
+
+
+def test_nothing_of_a_restricted_workspace_is_started(
+    start: Start, workspace: Path, shots: Path, report: Report
+) -> None:
+    """The workspace's own program is started when the user trusts it, and not before."""
+    _make_environment(workspace / ".venv", report)
+    (workspace / "area.py").write_text("x = ", encoding="utf-8")
+    with start({}, BARE, asks_for_trust=True) as vscode, vscode.window() as window:
+        window.open(workspace, workspace / "area.py")
+        window.status("install")
+        window.shoot(shots / "restricted.png")
+        assert not report.file.exists()
+        window.command("Workspaces: Manage Workspace Trust")
+        window.wait("document.querySelector('.workspace-trust-editor')")
+        window.click(".workspace-trust-editor .monaco-button:text-is('Trust')")
+        window.status("scripted", 30)
+        assert report.file.exists()
 
 
 @pytest.mark.timeout(900)
@@ -361,10 +403,8 @@ def test_a_clean_profile_is_three_steps_from_a_suggestion(
     assert run.returncode == 0, run.stdout + run.stderr
     file = workspace / "reader.py"
     file.write_text(READER, encoding="utf-8")
-    # A Python, and no dgemma-lsp beside it.
-    bare = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
     with (
-        editor(installation, tmp_path / "profile", vsix, {}, bare) as vscode,
+        editor(installation, tmp_path / "profile", vsix, {}, BARE) as vscode,
         vscode.window() as window,
     ):
         window.open(workspace, file)
@@ -391,6 +431,14 @@ def test_a_wrong_path_is_said(start: Start, workspace: Path, shots: Path) -> Non
         window.open(workspace, file)
         window.wait(_says("/gone/dgemma-lsp"))
         window.shoot(shots / "misconfigured.png")
+
+
+def _make_environment(folder: Path, report: Report) -> None:
+    """A Python environment whose dgemma-lsp is the scripted server."""
+    program = folder / "bin/dgemma-lsp"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} {SCRIPTED} {report.file}\n", "utf-8")
+    program.chmod(0o755)
 
 
 def _saved(window: Window, file: Path) -> str:

@@ -41,7 +41,7 @@ _SETTINGS = {
     "chat.commandCenter.enabled": False,
     "extensions.autoCheckUpdates": False,
     "telemetry.telemetryLevel": "off",
-    "security.workspace.trust.enabled": False,
+    "security.workspace.trust.startupPrompt": "never",
     "files.hotExit": "off",
     "files.autoSave": "off",
 }
@@ -122,13 +122,12 @@ class Window:
         self._process.stdout.close()
 
     def open(self, *files: Path) -> None:
-        """Show a folder, and open files in it; the last has the focus."""
-        folder = files[0] if files[0].is_dir() else files[0].parent
-        self._do("open", url=f"{self._url}/?folder={folder}")
+        """Show a folder or a .code-workspace, and open files in it; the last has the focus."""
+        kind = "folder" if files[0].is_dir() else "workspace"
+        self._do("open", url=f"{self._url}/?{kind}={files[0]}")
         self.wait("document.querySelector('.monaco-workbench .part.statusbar')", 60)
-        for file in files:
-            if file.is_file():
-                self.open_file(file)
+        for file in files[1:]:
+            self.open_file(file)
 
     def open_file(self, file: Path) -> None:
         self.press("Control+P")
@@ -282,6 +281,8 @@ def editor(
     vsix: Path,
     settings: dict[str, Any],
     environment: dict[str, str] | None = None,
+    *,
+    asks_for_trust: bool = False,
 ) -> Iterator[Editor]:
     """A VS Code with a fresh profile in which a .vsix was installed."""
     user = profile / "User"
@@ -307,7 +308,8 @@ def editor(
             [
                 *(*installation.code_server, *folders, "--bind-addr", f"127.0.0.1:{port}"),
                 *("--disable-telemetry", "--disable-update-check"),
-                *("--disable-getting-started-override", "--disable-workspace-trust"),
+                "--disable-getting-started-override",
+                *([] if asks_for_trust else ["--disable-workspace-trust"]),
             ],
             stdout=log,
             stderr=log,
