@@ -28,7 +28,7 @@ def main(shots: Path) -> None:
         ("ghost", "real-ghost", EDITOR),
         ("action", "real-action", EDITOR),
         ("canvas", "canvas-1", EDITOR),
-        ("status", "accepted", (456, 608, 996, 640)),
+        ("status", "installed", (456, 608, 996, 640)),
     ):
         Image.open(shots / f"{shot}.png").convert("RGB").crop(box).save(
             HERE / f"{name}.png", optimize=True
