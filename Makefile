@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --editable ".[test,lint,train,ws]"
+	$(BIN)/pip install --quiet --editable ".[test,lint,train,ws,e2e]"
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -197,8 +197,9 @@ def test_an_engine_killed_while_idle_is_there_again() -> None:
         client.open(URI, "x = \n")
         client.request("textDocument/inlineCompletion", inline(URI, "x = \n", 4))
         worker = worker_of(client.process.pid)
-        ready = number_of(client, "ready")
         os.kill(worker, signal.SIGKILL)
+        client.take_until(lambda: bool(errors(client)))
+        ready = number_of(client, "ready")
         client.take_until(lambda: number_of(client, "ready") > ready)
         assert len(errors(client)) == 1
         assert worker_of(client.process.pid) != worker
