@@ -197,6 +197,12 @@ class Filler:
         info = self.scheduler.status.info
         return info.confidence_threshold if info is not None else 0.0
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that the model which is loaded was trained on; none where nobody knows."""
+        info = self.scheduler.status.info
+        return info.languages if info is not None else ()
+
     def count_shown(
         self,
         snapshot: DocumentSnapshot,

@@ -91,7 +91,8 @@ async def _suggest(
             elapsed = (time.monotonic() - started) * 1000
             server.filler.count_shown(snapshot, "the rest of an earlier suggestion", elapsed)
             return [to_inline_completion_item(snapshot, hole, rest, server.encoding)]
-        if (quiet := why_quiet(snapshot, hole, settings)) is not None:
+        learned = server.filler.languages
+        if (quiet := why_quiet(snapshot, hole, settings, learned)) is not None:
             server.filler.count(snapshot, quiet)
             return []
     texts = await _texts(server, snapshot, hole, settings, is_asked_for=is_asked_for)

@@ -1,6 +1,8 @@
-"""Places in which nobody wants to be interrupted: comments and strings, as the settings say."""
+"""Places in which nobody wants to be interrupted: comments, strings, languages nobody taught."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from ..document import DocumentSnapshot
 from ..hole import Hole, HoleRole
@@ -8,11 +10,19 @@ from ..postprocess import Rejection, RejectReason
 from ..settings import Settings
 
 
-def why_quiet(snapshot: DocumentSnapshot, hole: Hole, settings: Settings) -> Rejection | None:
+def why_quiet(
+    snapshot: DocumentSnapshot, hole: Hole, settings: Settings, learned: Collection[str] = ()
+) -> Rejection | None:
     """Why nothing is suggested while typing at a hole; None if something may be.
 
     Documentation is wanted where it is missing, comment and string though it is.
+
+    Args:
+        learned: languages that the model was trained on; empty where nobody knows.
     """
+    if learned and snapshot.language_id not in learned:
+        detail = f"the model was not trained on {snapshot.language_id}; what is asked for is filled"
+        return Rejection(RejectReason.OFF, detail)
     if not settings.disabled_in or hole.role is HoleRole.DOCSTRING:
         return None
     tree = snapshot.syntax.now()

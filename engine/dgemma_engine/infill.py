@@ -32,6 +32,7 @@ from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_t
 from .model import DiffusionGemma
 from .run_form import fastest_dtype
 from .sampler import noise
+from .special_tokens import LANGUAGE_TAGS
 from .stopping import StableAndConfident, StableText, StoppingCriterion
 from .strategies import InfillPlan, InfillStrategy, choose_strategy
 from .tokenizer import Tokenizer
@@ -93,7 +94,9 @@ def build_engine(
     infill_config = read_json(infill_path) if infill_path.exists() else {}
     chosen = choose_strategy(strategy, tokenizer, config, infill_config, loaded.device)
     threshold = float(infill_config.get("confidence_threshold", 0.0))
-    return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold)
+    learned = {LANGUAGE_TAGS.get(name) for name in infill_config.get("languages", ())}
+    languages = tuple(name for name, tag in LANGUAGE_TAGS.items() if tag in learned)
+    return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold, languages)
 
 
 class _Fill(NamedTuple):
@@ -115,12 +118,14 @@ class DiffusionEngine:
         tokenizer: Tokenizer,
         strategy: InfillStrategy,
         confidence_threshold: float = 0.0,
+        languages: tuple[str, ...] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.strategy = strategy
         self._name = name
         self._confidence_threshold = confidence_threshold
+        self._languages = languages
         self._prefix_cache = PrefixCache(model)
         self._judge = Judge(model, tokenizer)
         self._lock = threading.Lock()
@@ -134,6 +139,7 @@ class DiffusionEngine:
             dtype=str(self.model.dtype).removeprefix("torch."),
             strategy=self.strategy.name,
             confidence_threshold=self._confidence_threshold,
+            languages=self._languages,
         )
 
     def count_tokens(self, request: InfillRequest, text: str) -> int:

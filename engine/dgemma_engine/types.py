@@ -177,7 +177,8 @@ class EngineInfo:
     """What an engine runs on, for status lines and `dgemma-lsp doctor`.
 
     `confidence_threshold` is what its checkpoint asks of a text nobody asked for: starts of fills
-    with at least this `prefix_confidences` are worth showing, 0 .. 1.
+    with at least this `prefix_confidences` are worth showing, 0 .. 1. `languages` are the LSP
+    identifiers of those it was trained on; empty where it does not say.
     """
 
     model: str
@@ -186,6 +187,7 @@ class EngineInfo:
     dtype: str
     strategy: str
     confidence_threshold: float = 0.0
+    languages: tuple[str, ...] = ()
 
 
 class CancellationToken:

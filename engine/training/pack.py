@@ -96,12 +96,14 @@ def pack(
     _write_json(GENERATION_CONFIG, out / "generation_config.json")
     prefix_tokens = {"prefix_tokens": _longest_row(state["options"]) * 5 // 8}
     layout = infill_config["layout"] | prefix_tokens
-    _write_json({**infill_config, "layout": layout}, out / "infill_config.json")
+    statistics = json.loads((corpus / "statistics.json").read_text(encoding="utf-8"))
+    languages = sorted(_sizes(statistics))
+    made = {**infill_config, "layout": layout, "languages": languages}
+    _write_json(made, out / "infill_config.json")
     shutil.copyfile(corpus / "tokenizer.json", out / "tokenizer.json")
     shutil.copyfile(run / "losses.csv", out / "losses.csv")
     if (run / "losses.png").exists():
         shutil.copyfile(run / "losses.png", out / "losses.png")
-    statistics = json.loads((corpus / "statistics.json").read_text(encoding="utf-8"))
     table = scores.read_text(encoding="utf-8") if scores is not None else None
     card = build_card(out.name, num_parameters, state, weights, statistics, table, hardware)
     (out / "README.md").write_text(card, encoding="utf-8")
@@ -162,9 +164,14 @@ def _longest_row(options: Mapping[str, Any]) -> int:
     return int(options["document_length"] * (2 if options.get("long_share", 0.25) > 0 else 1))
 
 
+def _sizes(statistics: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of each language of a corpus; older ones are Python and do not say."""
+    return statistics.get("languages") or {"python": 1}
+
+
 def _languages(statistics: Mapping[str, Any]) -> str:
     """By size, with their shares: "python 81 %, go 6 %"."""
-    sizes = statistics.get("languages") or {"python": 1}
+    sizes = _sizes(statistics)
     ordered = sorted(sizes.items(), key=lambda item: -item[1])
     if len(ordered) == 1:
         return str(ordered[0][0])

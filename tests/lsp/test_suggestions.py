@@ -227,3 +227,17 @@ def test_a_notebook_reads_the_cells_before() -> None:
         (prefix,) = client.request("test/state", {"uri": cells[2]})["prefixes"]
         assert prefix == "import numpy\n\nx = "
         assert client.close() == 0
+
+
+def test_a_language_that_the_model_does_not_know() -> None:
+    """The shipped one knows Python: it is quiet in others, and fills what is asked for."""
+    with RawClient("-m", "dgemma_lsp", "serve") as client:
+        client.initialize(options={"minConfidence": 0}, **CAPABILITIES)
+        editor = Editor(client, "x = 1\ny = ")
+        assert editor.suggestions(10)
+        item = {"uri": "file:///a.sql", "languageId": "sql", "version": 1, "text": "select x "}
+        client.notify("textDocument/didOpen", {"textDocument": item})
+        editor.uri, editor.text = "file:///a.sql", "select x "
+        assert editor.suggestions(9) == []
+        assert "not trained on sql" in editor.explain()["detail"]
+        assert client.close() == 0

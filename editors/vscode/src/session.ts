@@ -29,11 +29,32 @@ import {
 } from "./settings";
 import type { StatusItem } from "./status";
 
-const DOCUMENTS = [
-  { language: "python", scheme: "file" },
-  { language: "python", scheme: "untitled" },
-  { language: "python", scheme: "vscode-notebook-cell" },
+// The languages whose grammars the server has; package.json is activated by the same.
+const LANGUAGES = [
+  "python",
+  "javascript",
+  "javascriptreact",
+  "typescript",
+  "typescriptreact",
+  "go",
+  "rust",
+  "c",
+  "cpp",
+  "java",
+  "ruby",
+  "lua",
+  "shellscript",
+  "json",
+  "jsonc",
+  "yaml",
+  "toml",
+  "html",
+  "css",
+  "markdown",
 ];
+const DOCUMENTS = LANGUAGES.flatMap((language) =>
+  ["file", "untitled", "vscode-notebook-cell"].map((scheme) => ({ language, scheme })),
+);
 
 export class Session implements vscode.Disposable {
   private client: LanguageClient | undefined;
