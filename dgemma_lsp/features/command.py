@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lsprotocol import converters, types
-from pygls.exceptions import JsonRpcInvalidParams
+from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
 
 from dgemma_engine.errors import DGemmaError
 
@@ -56,12 +56,16 @@ async def execute_fill(
     edit = await compute_edit(server, target, params.work_done_token)
     if edit is None:
         return False
-    answer = await server.workspace_apply_edit_async(
-        types.ApplyWorkspaceEditParams(edit, label="Fill")
-    )
-    if not answer.applied:
+    try:
+        answer = await server.workspace_apply_edit_async(
+            types.ApplyWorkspaceEditParams(edit, label="Fill")
+        )
+        was_applied = answer.applied
+    except JsonRpcException:  # of the editor; its own message says no more
+        was_applied = False
+    if not was_applied:
         server.tell(types.MessageType.Warning, "the editor refused the edit; try again")
-    return answer.applied
+    return was_applied
 
 
 async def explain_last(

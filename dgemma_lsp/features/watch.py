@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -37,14 +37,39 @@ class Watch:
     """Where the steps of one or more fills are shown.
 
     Args:
-        token: of a progress that has begun; None shows none.
+        title: of a progress that may begin; empty for none.
     """
 
-    def __init__(self, server: DGemmaServer, token: types.ProgressToken | None = None) -> None:
+    def __init__(self, server: DGemmaServer, title: str = "") -> None:
         self._server = server
-        self._token = token
+        self._title = title
+        self._token: types.ProgressToken | None = None
         self._label = ""
         self._reported = 0.0
+        self._cancel: Callable[[], object] = lambda: None
+
+    def begin(self, token: types.ProgressToken) -> None:
+        """Show a progress from now on; its being cancelled cancels the present task."""
+        progress, loop = self._server.work_done_progress, asyncio.get_running_loop()
+        begin = types.WorkDoneProgressBegin(title=self._title, cancellable=True, percentage=0)
+        progress.begin(token, begin)
+        self._token = token
+
+        def withdrawn(future: object) -> None:
+            if progress.tokens.get(token) is future:  # not taken away by `end`
+                loop.call_soon(self._cancel)
+
+        progress.tokens[token].add_done_callback(withdrawn)
+
+    def end(self) -> None:
+        """The progress is over, if there was one."""
+        if self._token is not None:
+            self._server.work_done_progress.tokens.pop(self._token, None)
+            self._server.work_done_progress.end(self._token, types.WorkDoneProgressEnd())
+
+    def on_cancel(self, cancel: Callable[[], object]) -> None:
+        """What to do when the progress is cancelled."""
+        self._cancel = cancel
 
     def name(self, label: str) -> None:
         """Say which of several fills is next, as "2 of 3"."""
@@ -55,7 +80,7 @@ class Watch:
         """Show one fill: gives what to call with each step, None if nobody looks."""
         server, number = self._server, next(_numbers)
         has_canvas = server.opt_ins.canvas
-        if not has_canvas and self._token is None:
+        if not has_canvas and not self._title:
             yield None
             return
         replaced = snapshot.range_at(hole.start, hole.end, server.encoding)
@@ -92,40 +117,34 @@ async def watching(
 ) -> AsyncIterator[Watch]:
     """Show what was asked for, with a progress if the client gave a token or takes one of ours.
 
+    The fill does not wait for ours: some clients answer nothing before they have the fill.
+
     Args:
         title: of the progress.
         token: the request's `workDoneToken`.
     """
-    token = token if token is not None else await _made_token(server)
-    if token is None:
-        yield Watch(server)
-        return
-    task, progress = asyncio.current_task(), server.work_done_progress
-    begin = types.WorkDoneProgressBegin(title=title, cancellable=True, percentage=0)
-    progress.begin(token, begin)
+    task = asyncio.current_task()
     assert task is not None
-    loop = asyncio.get_running_loop()
-
-    def withdrawn(future: object) -> None:
-        if progress.tokens.get(token) is future:  # not taken away below
-            loop.call_soon(task.cancel)
-
-    progress.tokens[token].add_done_callback(withdrawn)
+    watch = Watch(server, title)
+    watch.on_cancel(task.cancel)
+    making: asyncio.Task[None] | None = None
+    if token is not None:
+        watch.begin(token)
+    elif (window := server.client_capabilities.window) and window.work_done_progress:
+        making = asyncio.create_task(_begin_with_ours(server, watch))
     try:
-        yield Watch(server, token)
+        yield watch
     finally:
-        progress.tokens.pop(token, None)
-        progress.end(token, types.WorkDoneProgressEnd())
+        if making is not None:
+            making.cancel()
+        watch.end()
 
 
-async def _made_token(server: DGemmaServer) -> types.ProgressToken | None:
-    window = server.client_capabilities.window
-    if not (window and window.work_done_progress):
-        return None
+async def _begin_with_ours(server: DGemmaServer, watch: Watch) -> None:
     token = str(uuid4())
     try:
         await server.work_done_progress.create_async(token)
     except JsonRpcException as error:
         logger.warning("the client takes no progress: %s", error)
-        return None
-    return token
+    else:
+        watch.begin(token)

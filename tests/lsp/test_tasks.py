@@ -268,6 +268,24 @@ def test_progress_can_be_cancelled() -> None:
             pass
 
 
+class PatientClient(RawClient):
+    """Answers nothing while it waits for an action to be resolved, as Helix does."""
+
+    def take(self, message: dict[str, Any] | None) -> None:
+        if message is None or message.get("method") != "window/workDoneProgress/create":
+            super().take(message)
+
+
+def test_a_fill_does_not_wait_for_its_progress() -> None:
+    """The client need not answer before it has the fill."""
+    with PatientClient(FAKE, "pass_") as client:
+        client.initialize(**CAPABILITIES, window={"workDoneProgress": True})
+        client.open(URI, TEXT)
+        assert "pass_" in filled(client, actions(client, 5, 5)["Fill here"])
+        assert values(client) == []
+        assert client.close() == 0
+
+
 def notes(client: RawClient, method: str) -> list[dict[str, Any]]:
     return [note["params"] for note in client.notifications if note["method"] == method]
 
