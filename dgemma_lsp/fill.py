@@ -159,13 +159,17 @@ class Filler:
             return result
 
         result = await run(request)
-        first_text = result.text
+        first = whole = result.text
         texts: list[str] | Rejection = [result.text]
         if while_typing:
             texts = confident_starts(result, self._threshold(settings))
-        outcome = texts if isinstance(texts, Rejection) else first_that_fits(snapshot, hole, texts)
+        outcome = (
+            texts if isinstance(texts, Rejection) else first_that_fits(snapshot, hole, texts, whole)
+        )
         for attempt in range(1, settings.repairs + 1):
             if seconds <= 0 or not _is_broken(outcome) or isinstance(texts, Rejection):
+                break
+            if texts[0] != whole:  # it is not broken, but not all of it is likely
                 break
             start, end = broken_part(snapshot, hole, texts[0])
             head, tail = texts[0][:start], texts[0][end:]
@@ -180,11 +184,12 @@ class Filler:
             result = await run(smaller)
             if while_typing and result.confidence < self._threshold(settings):
                 break
-            texts = [head + result.text + tail]
-            outcome = first_that_fits(snapshot, hole, texts)
+            whole = head + result.text + tail
+            texts = [whole]
+            outcome = first_that_fits(snapshot, hole, texts, whole)
         if _is_broken(outcome) and not while_typing:
-            starts = sound_starts(first_text)[:_MOST_STARTS]
-            sound = first_that_fits(snapshot, hole, starts) if starts else outcome
+            starts = sound_starts(first)[:_MOST_STARTS]
+            sound = first_that_fits(snapshot, hole, starts, first) if starts else outcome
             outcome = sound if isinstance(sound, str) else outcome
         if isinstance(outcome, Rejection) and result.stop_reason is StopReason.DEADLINE:
             detail = f"the time was over after {result.num_passes} passes; {outcome.detail}"

@@ -49,7 +49,7 @@ def shown_text(hole: EvalHole, answer: Answer, threshold: float) -> str | None:
     starts = confident_starts(answer.result, threshold)
     if isinstance(starts, Rejection):
         return None
-    outcome = first_that_fits(hole.snapshot, hole.hole, starts)
+    outcome = first_that_fits(hole.snapshot, hole.hole, starts, answer.result.text)
     return outcome if isinstance(outcome, str) else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ..document import DocumentSnapshot
 from ..hole import Hole
-from .brackets import close_brackets
+from .brackets import close_brackets, is_balanced
 from .confident_start import confident_starts, sound_starts
 from .empty import reject_empty
 from .in_place import broken_part, parse_in_place
@@ -59,16 +59,23 @@ def postprocess(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | Reje
 
 
 def first_that_fits(
-    snapshot: DocumentSnapshot, hole: Hole, texts: Sequence[str]
+    snapshot: DocumentSnapshot, hole: Hole, texts: Sequence[str], whole: str
 ) -> str | Rejection:
     """The first of some texts that passes the chain; if none does, the first one's rejection.
 
+    Args:
+        whole: the fill that they are starts of. What only a start leaves open is not closed: the
+            arguments of a call are still to come.
     Raises:
         ValueError: if there are no texts.
     """
     rejections: list[Rejection] = []
     for text in texts:
-        outcome = postprocess(snapshot, hole, text)
+        outcome: str | Rejection
+        if text != whole and not is_balanced(snapshot, hole, text):
+            outcome = Rejection(RejectReason.UNBALANCED, "the likely part leaves a bracket open")
+        else:
+            outcome = postprocess(snapshot, hole, text)
         if isinstance(outcome, str):
             return outcome
         rejections.append(outcome)

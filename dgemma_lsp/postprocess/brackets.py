@@ -22,16 +22,27 @@ def close_brackets(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | R
     If brackets of its own stay open at its end, and nothing but a line's end follows, they are
     closed; else it is rejected.
     """
-    before = snapshot.text[max(0, hole.start - _CHARS_BEFORE) : hole.start] + hole.before
-    after = hole.after + snapshot.text[hole.end : hole.end + _CHARS_AFTER]
+    before, after = _around(snapshot, hole)
     allowed = num_unmatched(before + after)
-    if num_unmatched(before + text + after) <= allowed:
+    if is_balanced(snapshot, hole, text):
         return text
     if after[:1] in ("", "\n", "\r"):
         closed = text + "".join(_CLOSES[bracket] for bracket in reversed(open_brackets(text)))
         if num_unmatched(before + closed + after) <= allowed:
             return closed
     return Rejection(RejectReason.UNBALANCED, "the fill leaves a bracket or a quote without other")
+
+
+def is_balanced(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
+    """Whether brackets and quotes fit with a fill in place as well as without it."""
+    before, after = _around(snapshot, hole)
+    return num_unmatched(before + text + after) <= num_unmatched(before + after)
+
+
+def _around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
+    before = snapshot.text[max(0, hole.start - _CHARS_BEFORE) : hole.start] + hole.before
+    after = hole.after + snapshot.text[hole.end : hole.end + _CHARS_AFTER]
+    return before, after
 
 
 def num_unmatched(text: str) -> int:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shutil
-import struct
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
-from fcntl import ioctl
 from pathlib import Path
 
 import pytest
@@ -20,47 +15,12 @@ import pytest
 from .get_editors import NotHere, get
 
 pytestmark = pytest.mark.e2e
-pyte = pytest.importorskip("pyte", reason="pip install -e '.[e2e]'")
+pytest.importorskip("pyte", reason="pip install -e '.[e2e]'")
+
+from .terminal import TIMEOUT, Terminal  # noqa: E402  (needs pyte)
 
 SCRIPTED = str(Path(__file__).parents[1] / "lsp/scripted_server.py")
 TEXT = "def area(width, height):\n    return width * height\n"
-WIDTH, HEIGHT = 100, 24
-TIMEOUT = 30.0  # seconds
-
-
-class Screen(pyte.Screen):  # type: ignore[misc,name-defined]
-    """One that is not taken aback by questions it does not know."""
-
-    def report_device_status(self, mode: int = 0, **_: object) -> None:
-        pass
-
-
-class Terminal:
-    """A program on a screen."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self._screen = Screen(WIDTH, HEIGHT)
-        self._stream = pyte.ByteStream(self._screen)
-        self.pid, self._file = pty.fork()
-        if self.pid == 0:
-            os.execvpe(command[0], command, environment)
-        ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-
-    def keys(self, keys: str) -> None:
-        os.write(self._file, keys.encode())
-
-    def until(self, is_so: Callable[[str], bool], what: str, seconds: float = TIMEOUT) -> None:
-        """Read on until the screen shows something."""
-        give_up = time.monotonic() + seconds
-        while not is_so("\n".join(self._screen.display)):
-            assert time.monotonic() < give_up, f"{what}:\n" + "\n".join(self._screen.display)
-            if select.select([self._file], [], [], 0.1)[0]:
-                self._stream.feed(os.read(self._file, 65536))
-
-    def close(self) -> None:
-        os.kill(self.pid, 9)
-        os.waitpid(self.pid, 0)
-        os.close(self._file)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -182,3 +183,35 @@ def test_the_real_server_with_the_shipped_model(start: StartNvim) -> None:
     ghost = nvim.until(nvim.ghost, "no suggestion")
     nvim.keys("<Tab>")
     nvim.until(lambda: f"return {ghost}" in nvim.text(), "Tab does not accept")
+
+
+def test_a_picture_is_taken(tmp_path: Path) -> None:
+    """In a terminal, as a user sees it; with DGEMMA_PICTURES set to a folder it is kept there."""
+    pytest.importorskip("pyte", reason="pip install -e '.[e2e]'")
+    from .terminal import Terminal
+
+    path = tmp_path / "reader.py"
+    path.write_text(
+        "import json\n\n\ndef load(path):\n    with open(path) as file:\n        return 0\n\n\n"
+        "def save(path, data):\n    with open(path, 'w') as file:\n        json.dump(data, file)\n"
+    )
+    command = json.dumps({"cmd": [sys.executable, "-m", "dgemma_lsp", "serve"]})
+    init = tmp_path / "init.lua"
+    init.write_text(
+        f"vim.opt.runtimepath:prepend({str(ROOT / 'editors/nvim')!r})\n"
+        f"require('dgemma').setup(vim.json.decode([==[{command}]==]))\n"
+        "vim.o.laststatus, vim.o.ruler, vim.o.termguicolors = 2, false, true\n"
+        "vim.o.statusline = \"%t %=%{v:lua.require'dgemma'.statusline()} \"\n"
+    )
+    arguments = [str(find("0.12")), "--clean", "-u", str(init), "-n", str(path)]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    terminal = Terminal(arguments, environment, width=64, height=14)
+    try:
+        terminal.until(lambda screen: "dgemma ✓" in screen, "the server does not run")
+        terminal.keys("6Gf0Cjson.")
+        terminal.until(lambda screen: "return json.load" in screen, "no ghost text")
+        terminal.until(lambda screen: " ms" in screen, "no latency in the statusline")
+        folder = os.environ.get("DGEMMA_PICTURES")
+        terminal.picture(Path(folder or tmp_path) / "nvim.svg", "Neovim 0.12")
+    finally:
+        terminal.close()
