@@ -55,8 +55,19 @@ def build_request(
 
 
 def prefix_window(snapshot: DocumentSnapshot, hole: Hole, prefix_chars: int) -> str:
-    """The text before the fill that is read."""
-    return _cut_prefix(snapshot.text[: hole.start] + hole.before, prefix_chars)
+    """The text before the fill that is read.
+
+    It begins with a statement of the outermost level, if one begins in the first half of what the
+    budget allows, else with a line.
+    """
+    first = hole.start - prefix_chars
+    start = 0
+    if first > 0:
+        tree = snapshot.syntax.now()
+        nodes = tree.outermost() if tree is not None else []
+        half = first + prefix_chars // 2
+        start = next((node.start for node in nodes if first <= node.start <= half), 0)
+    return _cut_prefix(snapshot.text[start : hole.start] + hole.before, prefix_chars)
 
 
 def to_lf(text: str) -> str:

@@ -59,3 +59,19 @@ def test_what_is_put_around_the_fill_is_read() -> None:
     hole = Hole(8, 8, HoleKind.BLOCK, before="\r\n    ", after="\r\n")
     made = build_request(snapshot("def f():\r\nx = 1"), hole, ContextBudget())
     assert (made.prefix, made.suffix) == ("def f():\n    ", "\n\nx = 1")
+
+
+def test_a_long_prefix_begins_with_a_statement() -> None:
+    """Of the outermost level, if there is one in its first half; else with a line."""
+    body = "".join(f"    x{number} = {number}\n" for number in range(6))
+    text = "".join(f"def f{number}():\n{body}" for number in range(4)) + "y = "
+    hole = Hole(len(text), len(text), HoleKind.LINE)
+    length = len(f"def f0():\n{body}")
+
+    def prefix(budget: int) -> str:
+        request = build_request(snapshot(text), hole, ContextBudget(prefix_chars=budget))
+        return request.prefix
+
+    assert prefix(2 * length + 30).startswith("def f2():\n")
+    assert prefix(length - 10).startswith("    x")
+    assert prefix(10_000) == text
