@@ -77,7 +77,7 @@ def get(name: str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
             _own_loader(editor, folder)
-        except (subprocess.CalledProcessError, OSError) as error:
+        except (subprocess.SubprocessError, OSError) as error:
             detail = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
             raise NotHere(f"{name} cannot be fetched: {detail[-1] if detail else error}") from error
         settings = [
