@@ -1,87 +1,142 @@
-"""A program in a terminal of ours: keys in, a screen out, and a picture of it."""
+"""A program in a terminal of its own, as a user sees it: keys go in, a screen comes out."""
 
 from __future__ import annotations
 
-import io
+import contextlib
+import fcntl
 import os
 import pty
-import select
+import re
+import signal
 import struct
+import subprocess
 import termios
+import threading
 import time
-from collections.abc import Callable
-from fcntl import ioctl
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pyte
-from rich.console import Console
-from rich.text import Text
 
-TIMEOUT = 30.0  # seconds
-# What programs ask a terminal at their start, and wait for: is it there, what is its background.
-_ANSWERS = {b"\x1b[5n": b"\x1b[0n", b"\x1b]11;?": b"\x1b]11;rgb:0000/0000/0000\x07"}
+T = TypeVar("T")
+
+_STEP = 0.02  # seconds between two looks
+# What programs ask a terminal at their start, and would wait for.
+_DEVICE_CONTROL = re.compile(rb"\x1bP.*?\x1b\\", re.DOTALL)  # pyte would print them
+_BACKGROUND_QUERY, _BACKGROUND = b"\x1b]11;?", b"\x1b]11;rgb:1e1e/1e1e/1e1e\x07"
+_EXIT_SECONDS = 5.0
 
 
-class Screen(pyte.Screen):
-    """One that is not taken aback by questions it does not know."""
+def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
+    """What `look` returns, once it is true; fails with the last it returned."""
+    end = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < end, f"not within {seconds:g} s; last seen: {seen!r}"
+        time.sleep(_STEP)
+    return seen
 
-    def report_device_status(self, mode: int = 0, **_: object) -> None:
-        pass
+
+class _Screen(pyte.Screen):
+    """pyte's, which takes the private forms of some sequences for errors."""
+
+    def __init__(self, columns: int, lines: int, answer: Callable[[bytes], object]) -> None:
+        super().__init__(columns, lines)
+        self._answer = answer
+
+    def select_graphic_rendition(self, *attributes: int, private: bool = False) -> None:
+        if not private:  # else it is about the keyboard
+            super().select_graphic_rendition(*attributes)
+
+    def report_device_status(self, mode: int, private: bool = False) -> None:
+        if not private:
+            super().report_device_status(mode)
+
+    def write_process_input(self, data: str) -> None:
+        self._answer(data.encode())
 
 
 class Terminal:
-    """A program on a screen."""
+    """Starts a program on a pseudo terminal and keeps reading its screen.
+
+    Attributes:
+        screen: pyte's, under `lock`.
+    """
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], width: int = 100, height: int = 24
+        self,
+        command: Sequence[str | Path],
+        environment: Mapping[str, str],
+        folder: Path,
+        *,
+        columns: int = 80,
+        lines: int = 14,
     ) -> None:
-        self._screen = Screen(width, height)
-        self._stream = pyte.ByteStream(self._screen)
-        self.pid, self._file = pty.fork()
-        if self.pid == 0:
-            os.execvpe(command[0], command, environment)
-        ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
-    def keys(self, keys: str) -> None:
-        os.write(self._file, keys.encode())
-
-    def until(self, is_so: Callable[[str], bool], what: str, seconds: float = TIMEOUT) -> None:
-        """Read on until the screen shows something."""
-        give_up = time.monotonic() + seconds
-        while not is_so("\n".join(self._screen.display)):
-            assert time.monotonic() < give_up, f"{what}:\n" + "\n".join(self._screen.display)
-            if select.select([self._file], [], [], 0.1)[0]:
-                data = os.read(self._file, 65536)
-                self._stream.feed(data)
-                for question, answer in _ANSWERS.items():
-                    if question in data:
-                        os.write(self._file, answer)
-
-    def picture(self, path: Path, title: str) -> None:
-        """Write what is on the screen as an SVG."""
-        screen = self._screen
-        console = Console(
-            record=True, width=screen.columns, file=io.StringIO(), color_system="truecolor"
+        self.lock = threading.Lock()
+        master, slave = pty.openpty()
+        self.screen = _Screen(columns, lines, partial(os.write, master))
+        self._stream = pyte.ByteStream(self.screen)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self._master = master
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=folder,
+            env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            start_new_session=True,
         )
-        for row in range(screen.lines):
-            line = Text()
-            for column in range(screen.columns):
-                cell = screen.buffer[row][column]
-                colours = [_colour(cell.fg), "on " + _colour(cell.bg)]
-                marks = [name for name in ("bold", "reverse") if getattr(cell, name)]
-                marks += ["italic"] if cell.italics else []
-                line.append(cell.data, " ".join([*marks, *colours]))
-            console.print(line, end="\n", no_wrap=True, crop=True)
-        path.write_text(console.export_svg(title=title), encoding="utf-8")
+        os.close(slave)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the program has ended
+            data = b""
+            while new := os.read(self._master, 65536):
+                if _BACKGROUND_QUERY in new:
+                    os.write(self._master, _BACKGROUND)
+                data = _DEVICE_CONTROL.sub(b"", data + new)
+                # What is left of such a string has not come in full yet.
+                end = data.find(b"\x1bP") if b"\x1bP" in data else len(data)
+                data, rest = data[:end], data[end:]
+                with self.lock:
+                    self._stream.feed(data)
+                data = rest
+
+    def type(self, keys: str, *, delay: float = 0.0) -> None:
+        """Send keys, as a terminal would; with a delay between them."""
+        for key in keys if delay else [keys]:
+            os.write(self._master, key.encode())
+            time.sleep(delay)
+
+    def pause(self, seconds: float) -> None:
+        """Give the program time, where there is nothing to wait for."""
+        time.sleep(seconds)
+
+    def text(self) -> str:
+        """The screen, without blanks at the ends of its lines."""
+        with self.lock:
+            return "\n".join(line.rstrip() for line in self.screen.display)
+
+    def see(self, wanted: str, seconds: float = 20.0) -> str:
+        """Wait until something is on the screen; the screen."""
+        end = time.monotonic() + seconds
+        while wanted not in (text := self.text()):
+            assert time.monotonic() < end, f"{wanted!r} is not on the screen:\n{text}"
+            time.sleep(_STEP)
+        return text
 
     def close(self) -> None:
-        os.kill(self.pid, 9)
-        os.waitpid(self.pid, 0)
-        os.close(self._file)
-
-
-def _colour(name: str) -> str:
-    """A colour of pyte's in rich's words."""
-    if len(name) == 6 and all(digit in "0123456789abcdef" for digit in name):
-        return f"#{name}"
-    return {"brown": "yellow"}.get(name, name.replace("bright", "bright_"))
+        """End the program, and whatever it started, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self._reader.join(_EXIT_SECONDS)
+        os.close(self._master)

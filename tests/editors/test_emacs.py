@@ -1,43 +1,54 @@
-"""Emacs, the real one, with eglot: a code action of the server is applied to a file."""
+"""Emacs in batch: the snippets of editors/emacs apply a code action to a real file."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+from .servers import ROOT, SCRIPTED, environment, put_on_path
 
-SCRIPT = Path(__file__).with_name("eglot.el")
-SCRIPTED = str(Path(__file__).parents[1] / "lsp/scripted_server.py")
-TEXT = "def area(width, height):\n    return width * height  # 😋\n"
+pytestmark = [pytest.mark.e2e]
+
+DRIVER = Path(__file__).with_name("emacs_code_action.el")
+CODE = "def total(values):\n    return \n"
+
+# Client -> the library it is.
+CLIENTS = {"eglot": "eglot", "lsp-mode": "lsp-mode"}
 
 
-def run(path: Path, *server: str) -> str:
-    """What Emacs printed; the file is changed."""
-    emacs = shutil.which("emacs")
-    if emacs is None:
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> str:
+    if shutil.which("emacs") is None:
         pytest.skip("Emacs is not installed")
-    has_eglot = subprocess.run(
-        [emacs, "-q", "--batch", "--eval", "(require 'eglot)"], capture_output=True, check=False
+    name: str = request.param
+    look = f"(kill-emacs (if (locate-library {CLIENTS[name]!r:s}) 0 1))".replace("'", '"')
+    if subprocess.run(["emacs", "-q", "--batch", "--eval", look]).returncode:
+        pytest.skip(f"this Emacs has no {name}")
+    return name
+
+
+@pytest.mark.parametrize("server", ["scripted", "real"])
+def test_a_code_action_is_applied(client: str, server: str, tmp_path: Path) -> None:
+    """The user's key for code actions, "Fill here", and the file on disk has it."""
+    file = tmp_path / "sample.py"
+    file.write_text(CODE, encoding="utf-8")
+    programs = put_on_path(tmp_path, SCRIPTED if server == "scripted" else None)
+    snippet = ROOT / f"editors/emacs/dgemma-{client}.el"
+    done = subprocess.run(
+        # Not -Q: Debian's packages come by the site's start file.
+        ["emacs", "-q", "--batch", "-l", snippet, "-l", DRIVER, file, client],
+        env=environment(tmp_path, programs),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    if has_eglot.returncode != 0:
-        pytest.skip("this Emacs has no eglot (it comes with Emacs 29)")
-    path.write_text(TEXT, encoding="utf-8")
-    command = [emacs, "-q", "--batch", "-l", str(SCRIPT), str(path), sys.executable, *server]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_code_action_is_applied(tmp_path: Path) -> None:
-    """The docstring is in the file."""
-    path = tmp_path / "a.py"
-    assert "Emacs" in run(path, SCRIPTED, json.dumps({"answer": "Of a rectangle."}))
-    header, body = TEXT.split("\n", 1)
-    expected = f'{header}\n    """Of a rectangle."""\n{body}'
-    assert expected == path.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    if server == "scripted":
+        assert text == "def total(values):\n    return sum(values)\n"
+    else:
+        assert text.startswith("def total(values):\n    return ")
+        assert text != CODE

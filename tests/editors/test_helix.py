@@ -1,79 +1,75 @@
-"""Helix, the real one, in a terminal: a code action chosen from its menu is applied to a file."""
+"""Helix in a terminal: the snippet of editors/helix, and a code action applied to a real file."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .get_editors import NotHere, get
+pytest.importorskip("pyte", reason="there is no pyte (pip install 'dgemma-lsp[e2e]')")
+
+from .conftest import fetched
+from .servers import ROOT, SCRIPTED, environment, put_on_path
+from .terminal import Terminal, eventually
 
 pytestmark = pytest.mark.e2e
-pytest.importorskip("pyte", reason="pip install -e '.[e2e]'")
 
-from .terminal import TIMEOUT, Terminal  # noqa: E402  (needs pyte)
-
-SCRIPTED = str(Path(__file__).parents[1] / "lsp/scripted_server.py")
-TEXT = "def area(width, height):\n    return width * height\n"
+CODE = "def total(values):\n    return \n"
 
 
 @pytest.fixture
-def helix(tmp_path: Path) -> Iterator[Callable[[Path], Terminal]]:
-    binary = shutil.which("hx")
-    if binary is None:
-        try:
-            binary = str(get("helix"))
-        except NotHere as error:
-            pytest.skip(str(error))
-    folder = tmp_path / "config" / "helix"
-    folder.mkdir(parents=True)
-    arguments = [SCRIPTED, json.dumps({"answer": "async "})]
-    (folder / "languages.toml").write_text(
-        f"[language-server.dgemma]\ncommand = {json.dumps(sys.executable)}\n"
-        f"args = {json.dumps(arguments)}\n\n"
-        '[[language]]\nname = "python"\nlanguage-servers = ["dgemma"]\n'
-    )
-    environment = {
-        **os.environ,
-        "XDG_CONFIG_HOME": str(tmp_path / "config"),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "TERM": "xterm-256color",
-    }
+def helix(tmp_path: Path) -> Iterator[Callable[[list[str] | None], tuple[Terminal, Path]]]:
+    """Starts Helix on a file, with a server on PATH."""
+    program = fetched("helix")
     started: list[Terminal] = []
 
-    def start(path: Path) -> Terminal:
-        started.append(Terminal([binary, str(path)], environment))
-        return started[-1]
+    def start(server: list[str] | None) -> tuple[Terminal, Path]:
+        configuration = tmp_path / "config/helix"
+        configuration.mkdir(parents=True)
+        snippet = (ROOT / "editors/helix/languages.toml").read_text(encoding="utf-8")
+        (configuration / "languages.toml").write_text(snippet, encoding="utf-8")
+        file = tmp_path / "sample.py"
+        file.write_text(CODE, encoding="utf-8")
+        programs = put_on_path(tmp_path, server)
+        terminal = Terminal([program, file], environment(tmp_path, programs), tmp_path)
+        started.append(terminal)
+        return terminal, file
 
     yield start
     for terminal in started:
+        print(terminal.text())
         terminal.close()
 
 
-def test_a_code_action_is_applied(helix: Callable[[Path], Terminal], tmp_path: Path) -> None:
-    """Space a opens the menu; its entry is chosen, and the file is written."""
-    path = tmp_path / "a.py"
-    path.write_text(TEXT)
-    terminal = helix(path)
-    terminal.until(lambda screen: "def area" in screen, "it does not start")
-    for _ in range(20):  # until the server runs there is no menu
-        terminal.keys(" a")
-        try:
-            terminal.until(lambda screen: "Fill here" in screen, "no menu", seconds=2)
-            break
-        except AssertionError:
-            terminal.keys("\x1b")
-            time.sleep(0.5)  # else it is Alt with the next key
-    terminal.keys("\r")  # the first entry
-    terminal.until(lambda screen: "async def area" in screen, "nothing was filled in")
-    terminal.keys(":wq\r")
-    give_up = time.monotonic() + TIMEOUT
-    while path.read_text() != f"async {TEXT}":
-        assert time.monotonic() < give_up, path.read_text()
-        time.sleep(0.1)
+@pytest.mark.parametrize("server", ["scripted", "real"])
+def test_a_code_action_is_applied(helix, server: str) -> None:
+    """At the end of a line: Space a, "Fill here", Enter, :w; the file on disk has it."""
+    terminal, file = helix(SCRIPTED if server == "scripted" else None)
+    terminal.see("return")
+    terminal.type("jA", delay=0.1)
+    terminal.type("\x1b")
+    open_menu(terminal)
+    terminal.type("\r")
+    eventually(lambda: "Fill here" not in terminal.text())
+    eventually(lambda: "[+]" in terminal.text(), 60)
+    terminal.type(":w\r")
+    eventually(lambda: file.read_text(encoding="utf-8") != CODE)
+    text = file.read_text(encoding="utf-8")
+    if server == "scripted":
+        assert text == "def total(values):\n    return sum(values)\n"
+    else:
+        assert text.startswith("def total(values):\n    return")
+
+
+def open_menu(terminal: Terminal) -> None:
+    """Until the server is up, Helix says that there is none, or no action."""
+
+    def is_open() -> bool:
+        if "Fill here" in terminal.text():
+            return True
+        terminal.type(" a")
+        terminal.pause(0.5)
+        return "Fill here" in terminal.text()
+
+    eventually(is_open, 60)

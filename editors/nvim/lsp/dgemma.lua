@@ -1,2 +1,3 @@
--- For `vim.lsp.enable("dgemma")` in Neovim 0.11 and later. What can be changed: `:help dgemma-setup`.
-return require("dgemma").client_config()
+-- For Neovim 0.11 and later: vim.lsp.enable("dgemma").
+
+return require("dgemma.server").lsp_config()

@@ -1,25 +1,26 @@
--- Installed is enabled: nothing has to be called. `require("dgemma").setup()` changes the defaults.
-if vim.g.loaded_dgemma then
+-- Enables the server for the file types of the configuration: installing the plugin is enough.
+-- `vim.g.dgemma = false` leaves that to the user, by `setup` or `vim.lsp.enable("dgemma")`.
+
+if vim.g.loaded_dgemma or vim.fn.has("nvim-0.10") == 0 then
   return
 end
 vim.g.loaded_dgemma = true
 
-if vim.fn.has("nvim-0.10") == 0 then
-  vim.notify("dgemma: needs Neovim 0.10 or later", vim.log.levels.ERROR)
-  return
-end
+vim.api.nvim_create_user_command("Dgemma", function(opts)
+  require("dgemma.command").run(opts)
+end, {
+  nargs = "+",
+  range = true,
+  bang = true,
+  desc = "dgemma: fill code in the middle",
+  complete = function(lead, line)
+    return require("dgemma.command").complete(lead, line)
+  end,
+})
 
-require("dgemma.commands").create()
+require("dgemma.highlight").setup()
+require("dgemma.attach").register()
 
--- After the user's configuration, which may call setup() or set g:dgemma_disable.
-local function start()
-  if not vim.g.dgemma_disable then
-    require("dgemma").enable()
-  end
-end
-
-if vim.v.vim_did_enter == 1 then
-  start()
-else
-  vim.api.nvim_create_autocmd("VimEnter", { once = true, callback = start })
+if vim.g.dgemma ~= false then
+  require("dgemma").enable()
 end

@@ -1,58 +1,65 @@
---- The draft while it forms: each token as sure as the model is of it.
+-- The draft as it denoises (`dgemma/canvas`): the less certain a token, the fainter. Opt-in, and
+-- nothing else depends on it.
+
+local compat = require("dgemma.compat")
+local highlight = require("dgemma.highlight")
 
 local M = {}
 
-local namespace = vim.api.nvim_create_namespace("dgemma.canvas")
+M.namespace = vim.api.nvim_create_namespace("dgemma.canvas")
 
-local function define_highlights()
-  vim.api.nvim_set_hl(0, "DgemmaSure", { default = true, link = "String" })
-  vim.api.nvim_set_hl(0, "DgemmaLikely", { default = true, link = "Comment" })
-  vim.api.nvim_set_hl(0, "DgemmaNoise", { default = true, link = "NonText" })
-end
-
----@param confidence number 0 to 1
----@return string
-local function highlight(confidence)
-  return confidence >= 0.9 and "DgemmaSure" or confidence >= 0.5 and "DgemmaLikely" or "DgemmaNoise"
-end
-
----@param buffer integer
-function M.clear(buffer)
-  if vim.api.nvim_buf_is_valid(buffer) then
-    vim.api.nvim_buf_clear_namespace(buffer, namespace, 0, -1)
+---@param bufnr integer
+function M.clear(bufnr)
+  if vim.api.nvim_buf_is_valid(bufnr) then
+    vim.api.nvim_buf_clear_namespace(bufnr, M.namespace, 0, -1)
   end
 end
 
----@param _ any
----@param step table see editors/PROTOCOL.md
-function M.on_canvas(_, step)
-  local buffer = vim.uri_to_bufnr(step.uri)
-  if not vim.api.nvim_buf_is_loaded(buffer) then
-    return
-  end
-  M.clear(buffer)
-  if step.done then
-    return
-  end
-  define_highlights()
+--- Tokens as lines of virtual text.
+---@param tokens { text: string, confidence: number, accepted: boolean }[]
+---@return [string, string][][]
+local function to_lines(tokens)
   local lines = { {} }
-  for _, token in ipairs(step.tokens) do
-    for index, piece in ipairs(vim.split(token.text, "\n", { plain = true })) do
-      if index > 1 then
+  for _, token in ipairs(tokens) do
+    for number, piece in ipairs(vim.split(token.text, "\n", { plain = true })) do
+      if number > 1 then
         lines[#lines + 1] = {}
       end
-      table.insert(lines[#lines], { piece, highlight(token.confidence) })
+      if piece ~= "" then
+        table.insert(lines[#lines], { piece, highlight.of_confidence(token.confidence) })
+      end
     end
   end
-  local row = step.range.start.line
-  local text = vim.api.nvim_buf_get_lines(buffer, row, row + 1, false)[1]
-  if text then
-    vim.api.nvim_buf_set_extmark(buffer, namespace, row, #text, {
-      virt_text = #lines[1] > 0 and lines[1] or nil,
-      virt_text_pos = "eol",
-      virt_lines = #lines > 1 and vim.list_slice(lines, 2) or nil,
-    })
+  return lines
+end
+
+---@param params table see editors/PROTOCOL.md
+---@param context { client_id: integer }
+function M.on_canvas(params, context)
+  local bufnr = vim.uri_to_bufnr(params.uri)
+  local client = vim.lsp.get_client_by_id(context.client_id)
+  M.clear(bufnr)
+  local is_current = type(params.version) ~= "number"
+    or params.version == vim.lsp.util.buf_versions[bufnr]
+  if params.done or #params.tokens == 0 or not client or not is_current then
+    return
   end
+  local first, last = params.range.start, params.range["end"]
+  local is_insertion = vim.deep_equal(first, last)
+  local row = is_insertion and first.line or last.line
+  local line = vim.api.nvim_buf_get_lines(bufnr, row, row + 1, false)[1]
+  if line == nil then
+    return
+  end
+  local lines = to_lines(params.tokens)
+  local mark = { hl_mode = "combine" }
+  if is_insertion then
+    mark.virt_text = table.remove(lines, 1)
+    mark.virt_text_pos = "inline"
+  end
+  mark.virt_lines = #lines > 0 and lines or nil
+  local col = compat.byte_offset(line, (is_insertion and first or last).character, client.offset_encoding)
+  vim.api.nvim_buf_set_extmark(bufnr, M.namespace, row, col, mark)
 end
 
 return M
