@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,10 +67,12 @@ def open_menu(terminal: Terminal) -> None:
     """Until the server is up, Helix says that there is none, or no action."""
 
     def is_open() -> bool:
-        if "Fill here" in terminal.text():
-            return True
+        terminal.type("\x1b")  # a menu that came late
+        terminal.pause(0.2)  # else it is Alt with the next key
         terminal.type(" a")
-        terminal.pause(0.5)
-        return "Fill here" in terminal.text()
+        with contextlib.suppress(AssertionError):
+            terminal.see("Fill here", 3)
+            return True
+        return False
 
     eventually(is_open, 60)
