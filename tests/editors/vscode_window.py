@@ -154,15 +154,23 @@ class Window:
         self._do("type", text=text, delay=delay)
 
     def command(self, title: str) -> None:
-        """Run a command from the palette."""
-        self.press("F1")
-        self.wait("document.querySelector('.quick-input-widget:not([style*=\"none\"]) input')")
-        self.type(title, delay=0)
+        """Run a command from the palette; opened again if it was not ready for the keys."""
         shown = json.dumps(title)
-        self.wait(
+        chosen = (
             "document.querySelector('.quick-input-list .monaco-list-row.focused')"
             f"?.textContent.includes({shown})"
         )
+        for seconds in (5, 10, 30):
+            self.press("F1")
+            self.wait("document.querySelector('.quick-input-widget:not([style*=\"none\"]) input')")
+            self.type(title, delay=0)
+            try:
+                self.wait(chosen, seconds)
+                break
+            except AssertionError:
+                if seconds == 30:
+                    raise
+                self.press("Escape", "Escape")
         self.press("Enter")
 
     def go_to(self, line: int, column: int) -> None:
