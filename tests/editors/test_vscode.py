@@ -304,8 +304,7 @@ def test_the_real_server_with_the_shipped_model(start: Start, workspace: Path, s
         window.press("Enter")
         window.type("self.encoding = ")
         assert _saved(window, file) == before
-        window.press("Escape", "Control+.")
-        window.wait("document.querySelector('.action-widget')?.textContent.includes('Fill here')")
+        window.code_actions("Fill here")
         window.shoot(shots / "real-action.png")
         window.press("Enter")
         _wait_until(lambda: _saved(window, file) != before)

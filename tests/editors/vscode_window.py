@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,24 +154,39 @@ class Window:
         self._do("type", text=text, delay=delay)
 
     def command(self, title: str) -> None:
-        """Run a command from the palette; opened again if it was not ready for the keys."""
+        """Run a command from the palette."""
         shown = json.dumps(title)
-        chosen = (
-            "document.querySelector('.quick-input-list .monaco-list-row.focused')"
-            f"?.textContent.includes({shown})"
-        )
-        for seconds in (5, 10, 30):
+
+        def search() -> None:
             self.press("F1")
             self.wait("document.querySelector('.quick-input-widget:not([style*=\"none\"]) input')")
             self.type(title, delay=0)
+
+        self._insist(
+            search,
+            "document.querySelector('.quick-input-list .monaco-list-row.focused')"
+            f"?.textContent.includes({shown})",
+        )
+        self.press("Enter")
+
+    def code_actions(self, title: str) -> None:
+        """Open the menu of code actions; one of them has this title."""
+        self._insist(
+            lambda: self.press("Escape", "Control+."),
+            f"document.querySelector('.action-widget')?.textContent.includes({json.dumps(title)})",
+        )
+
+    def _insist(self, ask: Callable[[], None], shown: str) -> None:
+        """Press keys until an expression is truthy: a busy window loses some."""
+        for seconds in (5, 10, 30):
+            ask()
             try:
-                self.wait(chosen, seconds)
-                break
+                self.wait(shown, seconds)
+                return
             except AssertionError:
                 if seconds == 30:
                     raise
                 self.press("Escape", "Escape")
-        self.press("Enter")
 
     def go_to(self, line: int, column: int) -> None:
         """Put the cursor; both count from 1."""
