@@ -1,4 +1,5 @@
 """What the model reads: a hole with the text around it, cut to a budget, becomes an InfillRequest.
+Several that are filled together become a JointRequest.
 
 The model sees \\n only; the document keeps the separators it has. Budgets are characters, the
 engine counts tokens. It knows no LSP; the engine's `infill.py` is next.
@@ -6,9 +7,11 @@ engine counts tokens. It knows no LSP; the engine's `infill.py` is next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from dgemma_engine.types import InfillRequest
+from dgemma_engine.types import InfillRequest, JointRequest
 
 from .document import DocumentSnapshot
 from .hole import Hole
@@ -48,6 +51,43 @@ def build_request(
         prefix=related + prefix_window(snapshot, hole, budget.prefix_chars),
         suffix=_cut_suffix(hole.after + snapshot.text[hole.end :], budget.suffix_chars),
         kind=hole.kind,
+        language_id=snapshot.language_id,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+
+
+def build_joint_request(
+    snapshot: DocumentSnapshot,
+    holes: Sequence[Hole],
+    drafts: Sequence[str],
+    strength: float,
+    budget: ContextBudget,
+    *,
+    related: str = "",
+    max_tokens: int = 64,
+    seed: int = 0,
+) -> JointRequest:
+    """The request that fills holes together, beginning with drafts; see `build_request`.
+
+    Args:
+        holes: in the order of the text.
+        drafts: a text for each.
+    """
+    first, last = holes[0], holes[-1]
+    between = [
+        to_lf(hole.after + snapshot.text[hole.end : after.start] + after.before)
+        for hole, after in pairwise(holes)
+    ]
+    return JointRequest(
+        texts=(
+            related + prefix_window(snapshot, first, budget.prefix_chars),
+            *between,
+            _cut_suffix(last.after + snapshot.text[last.end :], budget.suffix_chars),
+        ),
+        kinds=tuple(hole.kind for hole in holes),
+        drafts=tuple(drafts),
+        strength=strength,
         language_id=snapshot.language_id,
         max_tokens=max_tokens,
         seed=seed,

@@ -12,13 +12,20 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dgemma_engine.errors import Cancelled, DGemmaError
-from dgemma_engine.types import Decoder, InfillRequest, InfillResult, OnStep, StopReason
+from dgemma_engine.types import (
+    Decoder,
+    InfillRequest,
+    InfillResult,
+    OnJointStep,
+    OnStep,
+    StopReason,
+)
 
-from .context import ContextBudget, build_request
+from .context import ContextBudget, build_joint_request, build_request
 from .document import DocumentSnapshot
 from .hole import Hole
 from .postprocess import (
@@ -130,6 +137,54 @@ class Filler:
         self.count_shown(snapshot, f"filled in {elapsed:.0f} ms", elapsed, sum(spent))
         return outcome
 
+    async def revise_together(
+        self,
+        snapshot: DocumentSnapshot,
+        holes: Sequence[Hole],
+        drafts: Sequence[str],
+        settings: Settings,
+        on_step: OnJointStep | None = None,
+    ) -> list[str]:
+        """Denoise the drafts of several holes again, all on one canvas, and judge each result.
+
+        Args:
+            snapshot: the document without the drafts.
+            holes: in the order of the text.
+        Returns:
+            a text for each hole: what came, or its draft where that would not be sound in place.
+        Raises:
+            HolesTooFarApart: they do not fit on one canvas.
+            EngineLoadFailed, DGemmaError: as `fill`; also of an engine that cannot do this.
+        """
+        request = build_joint_request(
+            snapshot,
+            holes,
+            drafts,
+            settings.rewrite_strength / 100,
+            ContextBudget(settings.prefix_chars, settings.suffix_chars),
+            related=self._find_related(snapshot, holes[0], settings),
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
+        )
+        request = dataclasses.replace(request, max_steps=settings.passes)
+        started = time.monotonic()
+        result = await self.scheduler.fill_together(request, document=snapshot.uri, on_step=on_step)
+        texts = list(drafts)
+        for index, text in enumerate(result.texts):
+            present, moved = in_place_of(snapshot, holes, dict(enumerate(texts)), index)
+            outcome = first_that_fits(present, moved, [text], text)
+            if isinstance(outcome, str):
+                texts[index] = outcome
+        elapsed = (time.monotonic() - started) * 1000
+        logger.info(
+            "%d holes together: %d passes, %.0f ms, %s",
+            len(holes),
+            result.num_passes,
+            elapsed,
+            result.stop_reason.value,
+        )
+        return texts
+
     async def _fill(
         self,
         snapshot: DocumentSnapshot,
@@ -203,6 +258,12 @@ class Filler:
         return info.confidence_threshold if info is not None else 0.0
 
     @property
+    def fills_together(self) -> bool:
+        """Whether the engine that is loaded can fill several holes on one canvas."""
+        info = self.scheduler.status.info
+        return info is not None and info.fills_together
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """Those that the model which is loaded was trained on; none where nobody knows."""
         info = self.scheduler.status.info
@@ -242,6 +303,46 @@ class Draft:
 
     text: str
     strength: float
+
+
+def in_place_of(
+    snapshot: DocumentSnapshot, holes: Sequence[Hole], texts: Mapping[int, str], open_index: int
+) -> tuple[DocumentSnapshot, Hole]:
+    """As `in_places_of`, with one hole left open."""
+    present, (moved,) = in_places_of(snapshot, holes, texts, [open_index])
+    return present, moved
+
+
+def in_places_of(
+    snapshot: DocumentSnapshot,
+    holes: Sequence[Hole],
+    texts: Mapping[int, str],
+    open_indices: Sequence[int],
+) -> tuple[DocumentSnapshot, list[Hole]]:
+    """The document with texts in its holes but in some, and these in it.
+
+    Args:
+        holes: in the order of the text.
+        texts: by the holes' indices; the others stay as they are.
+        open_indices: of the holes that are left open.
+    """
+    parts: list[str] = []
+    end, length = 0, 0
+    moved: list[Hole] = []
+    for index, hole in enumerate(holes):
+        parts.append(snapshot.text[end : hole.start])
+        length += hole.start - end
+        covered = snapshot.text[hole.start : hole.end]
+        if index in open_indices:
+            moved.append(dataclasses.replace(hole, start=length, end=length + len(covered)))
+        elif index in texts:
+            covered = hole.before + texts[index].replace("\n", snapshot.eol) + hole.after
+        parts.append(covered)
+        length += len(covered)
+        end = hole.end
+    text = "".join(parts) + snapshot.text[end:]
+    present = DocumentSnapshot(snapshot.uri, snapshot.version, snapshot.language_id, text)
+    return present, moved
 
 
 def _is_broken(outcome: str | Rejection) -> bool:

@@ -26,6 +26,9 @@ from dgemma_engine.types import (
     InfillEngine,
     InfillRequest,
     InfillResult,
+    JointRequest,
+    JointResult,
+    OnJointStep,
     OnStep,
 )
 
@@ -175,6 +178,26 @@ class FillScheduler:
         finally:
             if self._newest.get(document) is job:
                 del self._newest[document]
+        return result
+
+    async def fill_together(
+        self, request: JointRequest, *, document: str, on_step: OnJointStep | None = None
+    ) -> JointResult:
+        """Fill several holes on one canvas when their turn comes; somebody asked for it.
+
+        Raises:
+            HolesTooFarApart: they do not fit on one.
+            EngineLoadFailed, EngineDied, DGemmaError: as `fill`.
+        """
+        loop = asyncio.get_running_loop()
+
+        def work(engine: InfillEngine, token: CancellationToken) -> JointResult:
+            if on_step is None:
+                return engine.fill_together(request, None, token)
+            return engine.fill_together(request, lambda steps: _call(loop, on_step, steps), token)
+
+        self.withdraw(document)
+        result: JointResult = await self._outcome(self._submit(work))
         return result
 
     def withdraw(self, document: str, reason: str = "a newer request took its place") -> None:

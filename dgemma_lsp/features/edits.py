@@ -7,22 +7,24 @@ goes wrong here is told, for somebody waits for it.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import zlib
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lsprotocol import converters, types
 from pygls.exceptions import JsonRpcContentModified, JsonRpcInvalidParams
 
-from dgemma_engine.errors import DGemmaError
+from dgemma_engine.errors import DGemmaError, HolesTooFarApart
+from dgemma_engine.types import DraftStep
 
 from ..convert import to_workspace_edit
 from ..document import DocumentSnapshot
-from ..fill import Draft
+from ..fill import Draft, in_place_of, in_places_of
 from ..hole import Hole, body_hole, docstring_hole, find_holes, select_hole, selection_hole
 from ..postprocess import Rejection, RejectReason
 from ..rpc import RequestFailed
@@ -232,57 +234,86 @@ async def _fill_all(
 ) -> list[tuple[Hole, str]] | Rejection:
     """Fill holes so that each is written with the others' texts in place.
 
-    Twice: the first time the later ones are still open; the second time each begins with what it
-    has, and is denoised again beside what all the others have become.
+    Twice: the first time the later ones are still open; then all are denoised again, those near one
+    another together on one canvas, each of the others beside what all have become.
     """
     if not holes:
         detail = "there is nothing unfinished here (a body of `...`, `pass` or TODO, or a marker)"
         return server.filler.count(snapshot, Rejection(RejectReason.EMPTY, detail))
     texts: dict[int, str] = {}
-    rounds = 2 if len(holes) > 1 else 1
-    for round_number in range(rounds):
-        for index, hole in enumerate(holes):
-            if round_number > 0 and index not in texts:
-                continue  # it had nothing to offer, and says so again
-            watch.name(f"{index + 1} of {len(holes)}" if len(holes) > 1 else "")
-            draft = None
-            if round_number > 0:
-                draft = Draft(texts[index], settings.rewrite_strength / 100)
-            present, moved = _in_place_of(snapshot, holes, texts, index)
-            async with watch.of(snapshot, hole) as on_step:
-                outcome = await server.filler.fill(
-                    present, moved, settings, while_typing=False, draft=draft, on_step=on_step
-                )
-            if isinstance(outcome, str):
-                texts[index] = outcome
+    filling = _FillAll(server, snapshot, holes, settings, watch, texts)
+    for index in range(len(holes)):
+        await filling.fill(index)
     if not texts:
         return Rejection(RejectReason.EMPTY, "the model has nothing to offer for any of the holes")
+    if len(holes) > 1:
+        await filling.revise(sorted(texts))
     if len(texts) < len(holes):
         server.tell(types.MessageType.Info, f"{len(texts)} of {len(holes)} holes were filled in")
     return [(holes[index], text) for index, text in sorted(texts.items())]
 
 
-def _in_place_of(
-    snapshot: DocumentSnapshot, holes: list[Hole], texts: dict[int, str], open_index: int
-) -> tuple[DocumentSnapshot, Hole]:
-    """The document with all texts in it but one's, and that one's hole in it."""
-    parts: list[str] = []
-    end, length = 0, 0
-    moved = holes[open_index]
-    for index, hole in enumerate(holes):
-        parts.append(snapshot.text[end : hole.start])
-        length += hole.start - end
-        covered = snapshot.text[hole.start : hole.end]
-        if index == open_index:
-            moved = dataclasses.replace(hole, start=length, end=length + len(covered))
-        elif index in texts:
-            covered = hole.before + texts[index].replace("\n", snapshot.eol) + hole.after
-        parts.append(covered)
-        length += len(covered)
-        end = hole.end
-    text = "".join(parts) + snapshot.text[end:]
-    present = DocumentSnapshot(snapshot.uri, snapshot.version, snapshot.language_id, text)
-    return present, moved
+@dataclass(frozen=True, slots=True)
+class _FillAll:
+    """Holes that are filled beside one another; `texts`, by their indices, grows."""
+
+    server: DGemmaServer
+    snapshot: DocumentSnapshot
+    holes: list[Hole]
+    settings: Settings
+    watch: Watch
+    texts: dict[int, str]
+
+    async def fill(self, index: int) -> None:
+        """Fill one hole, from its text if it has one, the others' in place."""
+        count = len(self.holes)
+        self.watch.name(f"{index + 1} of {count}" if count > 1 else "")
+        draft = None
+        if index in self.texts:
+            draft = Draft(self.texts[index], self.settings.rewrite_strength / 100)
+        present, moved = in_place_of(self.snapshot, self.holes, self.texts, index)
+        async with self.watch.of(self.snapshot, self.holes[index]) as on_step:
+            outcome = await self.server.filler.fill(
+                present, moved, self.settings, while_typing=False, draft=draft, on_step=on_step
+            )
+        if isinstance(outcome, str):
+            self.texts[index] = outcome
+
+    async def revise(self, indices: list[int]) -> None:
+        """Revise the texts of some holes, on as few canvases as hold them."""
+        if len(indices) == 1 or not self.server.filler.fills_together:
+            for index in indices:
+                await self.fill(index)
+            return
+        try:
+            await self._revise_together(indices)
+        except HolesTooFarApart:
+            holes = self.holes
+            gaps = [holes[after].start - holes[index].end for index, after in pairwise(indices)]
+            middle = gaps.index(max(gaps)) + 1
+            await self.revise(indices[:middle])
+            await self.revise(indices[middle:])
+
+    async def _revise_together(self, indices: list[int]) -> None:
+        self.watch.name(f"{len(indices)} together")
+        others = {index: text for index, text in self.texts.items() if index not in indices}
+        present, moved = in_places_of(self.snapshot, self.holes, others, indices)
+        async with AsyncExitStack() as stack:
+            shows = [
+                await stack.enter_async_context(self.watch.of(self.snapshot, self.holes[index]))
+                for index in indices
+            ]
+
+            def show(steps: tuple[DraftStep, ...]) -> None:
+                for on_step, step in zip(shows, steps, strict=True):
+                    if on_step is not None:
+                        on_step(step)
+
+            drafts = [self.texts[index] for index in indices]
+            revised = await self.server.filler.revise_together(
+                present, moved, drafts, self.settings, show
+            )
+        self.texts.update(zip(indices, revised, strict=True))
 
 
 def _check_unchanged(version: int | None, text: int | None, now: DocumentSnapshot) -> None:

@@ -6,6 +6,7 @@ from one place. Knows token ids, not text.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,12 +30,15 @@ class Canvas:
         banned: (V,) bool, tokens that no hole slot may take; None bans nothing.
         first_allowed: (V,) bool, the tokens that the first slot of a hole may take, `banned` or
             not; at least one. None treats the first slot like the others.
+        starts: of a canvas with several holes, (B, C) int64, h + 1 at the first slot of hole h and
+            else 0; `first_allowed` is then (H, V), a row a hole. None: one hole a row.
     """
 
     token_ids: Tensor
     hole_mask: Tensor
     banned: Tensor | None = None
     first_allowed: Tensor | None = None
+    starts: Tensor | None = None
     _has_clamped: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,15 +69,24 @@ class Canvas:
         is_free = self.hole_mask
         if self.first_allowed is not None:
             is_first = self.hole_mask & (self.hole_mask.cumsum(dim=-1) == 1)
+            wrong = ~self.first_allowed
+            if self.starts is not None:
+                is_first = self.starts > 0
+                wrong = wrong[(self.starts - 1).clamp_min(0)]  # (B, C, V)
             is_free = self.hole_mask & ~is_first
-            logits = torch.where(is_first[..., None] & ~self.first_allowed, -math.inf, logits)
+            logits = torch.where(is_first[..., None] & wrong, -math.inf, logits)
         if self.banned is not None:
             logits = torch.where(is_free[..., None] & self.banned, -math.inf, logits)
         return logits
 
     def select(self, rows: Tensor) -> Canvas:
         """The canvas of some rows: (N,) int64 row indices."""
-        return Canvas(self.token_ids[rows], self.hole_mask[rows], self.banned, self.first_allowed)
+        return dataclasses.replace(
+            self,
+            token_ids=self.token_ids[rows],
+            hole_mask=self.hole_mask[rows],
+            starts=None if self.starts is None else self.starts[rows],
+        )
 
     def hole_slots(self) -> Tensor:
         """Where the holes are: (B, M) int64, ascending, M the slots of the largest row.
@@ -86,11 +99,11 @@ class Canvas:
 
     def part(self, slots: Tensor) -> Canvas:
         """The canvas at some positions only: (B, M) int64."""
-        return Canvas(
-            self.token_ids.gather(1, slots),
-            self.hole_mask.gather(1, slots),
-            self.banned,
-            self.first_allowed,
+        return dataclasses.replace(
+            self,
+            token_ids=self.token_ids.gather(1, slots),
+            hole_mask=self.hole_mask.gather(1, slots),
+            starts=None if self.starts is None else self.starts.gather(1, slots),
         )
 
 
@@ -156,13 +169,38 @@ def marked_canvas(
     Returns:
         token ids, length C, with `PAD_ID` at the hole slots; and which positions are hole slots.
     """
-    room = canvas_length - hole_length - 2
-    assert room >= 0, (hole_length, canvas_length)
-    tail = [SUF_ID, *suffix_ids[:room]]
-    tail += [PAD_ID] * (room + 1 - len(tail))
-    token_ids = [marker, *([PAD_ID] * hole_length), *tail]
-    hole = [False, *([True] * hole_length), *([False] * len(tail))]
-    return token_ids, hole
+    token_ids, holes = marked_canvas_of_several([hole_length], [suffix_ids], canvas_length, marker)
+    return token_ids, [hole >= 0 for hole in holes]
+
+
+def marked_canvas_of_several(
+    hole_lengths: Sequence[int],
+    following_ids: Sequence[Sequence[int]],
+    canvas_length: int,
+    marker: int = MID_ID,
+) -> tuple[list[int], list[int]]:
+    """Several holes on one canvas, each as `marked_canvas` has one.
+
+    Args:
+        hole_lengths: slots of each hole, >= 1.
+        following_ids: text after each hole, whole up to the next; the last is cut to the room left.
+        canvas_length: C, with room for all but the last text.
+        marker: of all holes.
+    Returns:
+        token ids, length C, with `PAD_ID` at the hole slots; and the number of the hole that each
+        position is a slot of, from 0, -1 for none.
+    """
+    token_ids: list[int] = []
+    holes: list[int] = []
+    for number, (length, following) in enumerate(zip(hole_lengths, following_ids, strict=True)):
+        token_ids += [marker, *([PAD_ID] * length), SUF_ID, *following]
+        holes += [-1, *([number] * length), *([-1] * (1 + len(following)))]
+    room = canvas_length - len(token_ids)
+    assert room + len(following_ids[-1]) >= 0, (hole_lengths, canvas_length)
+    return (
+        token_ids[:canvas_length] + [PAD_ID] * room,
+        holes[:canvas_length] + [-1] * room,
+    )
 
 
 def marked_target(middle_ids: Sequence[int], hole_length: int) -> list[int]:

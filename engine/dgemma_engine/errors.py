@@ -4,7 +4,8 @@ DGemmaError
 ├── ConfigError          a value the user or a config.json gave is out of range
 ├── CheckpointError      a checkpoint folder cannot be loaded
 ├── RequestError         a request cannot be served as it stands
-│   └── ContextTooLong   prefix and suffix exceed what the model can read
+│   ├── ContextTooLong   prefix and suffix exceed what the model can read
+│   └── HolesTooFarApart several holes and the text between them exceed one canvas
 ├── EngineUnavailable    no engine can be had here (torch missing, device absent)
 └── Cancelled            the caller withdrew the request
 
@@ -32,6 +33,10 @@ class RequestError(DGemmaError):
 
 class ContextTooLong(RequestError):
     """Prefix and suffix together exceed what the model can read."""
+
+
+class HolesTooFarApart(RequestError):
+    """Several holes, with the text between them, do not fit on one canvas."""
 
 
 class EngineUnavailable(DGemmaError):

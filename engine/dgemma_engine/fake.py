@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from .errors import HolesTooFarApart
 from .types import (
     CancellationToken,
     Decoder,
@@ -16,6 +17,9 @@ from .types import (
     EngineInfo,
     InfillRequest,
     InfillResult,
+    JointRequest,
+    JointResult,
+    OnJointStep,
     OnStep,
     StopReason,
     Timings,
@@ -25,8 +29,9 @@ from .types import (
 class FakeEngine:
     """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
-    Claims `confidence` for all of its text. Keeps every request it was given in `requests`, and how
-    many were cancelled in `num_cancelled`.
+    Claims `confidence` for all of its text. Fills up to `most_together` holes together, if that is
+    more than one. Keeps every request it was given in `requests` and `joint_requests`, and how many
+    were cancelled in `num_cancelled`.
     """
 
     def __init__(
@@ -36,17 +41,27 @@ class FakeEngine:
         num_passes: int = 4,
         pass_seconds: float = 0.0,
         confidence: float = 1.0,
+        most_together: int = 0,
     ) -> None:
         self._answer = answer
         self._num_passes = num_passes
         self._pass_seconds = pass_seconds
         self._confidence = confidence
+        self._most_together = most_together
         self.requests: list[InfillRequest] = []
+        self.joint_requests: list[JointRequest] = []
         self.num_cancelled = 0
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("fake", parameters=0, device="none", dtype="none", strategy="scripted")
+        return EngineInfo(
+            "fake",
+            parameters=0,
+            device="none",
+            dtype="none",
+            strategy="scripted",
+            fills_together=self._most_together > 1,
+        )
 
     def count_tokens(self, request: InfillRequest, text: str) -> int:
         return max(1, len(text.split()))
@@ -56,6 +71,31 @@ class FakeEngine:
 
     def close(self) -> None:
         pass
+
+    def fill_together(
+        self,
+        request: JointRequest,
+        on_step: OnJointStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> JointResult:
+        """Each hole's answer; its pieces of text are as long as they are."""
+        self.joint_requests.append(request)
+        if len(request.kinds) > self._most_together:
+            raise HolesTooFarApart(f"{len(request.kinds)} holes do not fit; ask for fewer at once")
+        steps: list[DraftStep] = []
+        results = []
+        for index in range(len(request.kinds)):
+            results.append(self.fill(request.hole(index), steps.append, cancel))
+        if on_step is not None:
+            for step in range(self._num_passes):
+                on_step(tuple(steps[step :: self._num_passes]))
+        return JointResult(
+            tuple(result.text for result in results),
+            tuple(result.confidence for result in results),
+            results[0].num_passes,
+            results[0].timings,
+            results[0].stop_reason,
+        )
 
     def fill(
         self,

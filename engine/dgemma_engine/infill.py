@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,21 +30,25 @@ from .errors import CheckpointError, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
 from .model import DiffusionGemma
+from .revise import first_step_of, renoised
 from .run_form import fastest_dtype
 from .sampler import noise
 from .special_tokens import LANGUAGE_TAGS
-from .stopping import StableAndConfident, StableText, StoppingCriterion
+from .stopping import criteria
 from .strategies import InfillPlan, InfillStrategy, choose_strategy
+from .texts import Texts
+from .together import Together
 from .tokenizer import Tokenizer
 from .types import (
     CancellationToken,
     Decoder,
-    DraftStep,
-    DraftToken,
     EngineInfo,
     HoleKind,
     InfillRequest,
     InfillResult,
+    JointRequest,
+    JointResult,
+    OnJointStep,
     OnStep,
     StopReason,
     Timings,
@@ -128,6 +132,8 @@ class DiffusionEngine:
         self._languages = languages
         self._prefix_cache = PrefixCache(model)
         self._judge = Judge(model, tokenizer)
+        self._texts = Texts(tokenizer, strategy)
+        self._together = Together(model, strategy, self._texts, self._judge)
         self._lock = threading.Lock()
 
     @property
@@ -140,6 +146,7 @@ class DiffusionEngine:
             strategy=self.strategy.name,
             confidence_threshold=self._confidence_threshold,
             languages=self._languages,
+            fills_together=self.strategy.fills_together,
         )
 
     def count_tokens(self, request: InfillRequest, text: str) -> int:
@@ -167,6 +174,25 @@ class DiffusionEngine:
     def close(self) -> None:
         """Nothing to do: the memory goes with the engine."""
 
+    def fill_together(
+        self,
+        request: JointRequest,
+        on_step: OnJointStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> JointResult:
+        """Fill several holes on one canvas; see `InfillEngine.fill_together`."""
+        with self._lock:
+            started = time.monotonic()
+            plan = self.strategy.plan_together(request)
+            if cancel is not None:
+                cancel.raise_if_cancelled()
+            cache, _ = self._prefix_cache.encode(plan.prompt_ids)
+            encode_ms = (time.monotonic() - started) * 1000
+            fill = self._together.fill(cache, plan, request, on_step, cancel)
+            total_ms = (time.monotonic() - started) * 1000
+        timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
+        return JointResult(fill.texts, fill.confidences, fill.num_passes, timings, fill.stop_reason)
+
     def fill(
         self,
         request: InfillRequest,
@@ -189,7 +215,7 @@ class DiffusionEngine:
         if request.draft:
             decoder = Decoder.DIFFUSION
             if not self.strategy.end_token_ids:  # a canvas without end marks has to fit exactly
-                length = len(self._draft_ids(plan, request.draft))
+                length = len(self._texts.draft_ids(request.draft, plan.healed))
                 most = max(length, request.max_tokens)
                 exact = dataclasses.replace(request, num_tokens=length, max_tokens=most)
                 plan = self.strategy.plan(exact)
@@ -218,7 +244,7 @@ class DiffusionEngine:
         token_ids = fill.draft.token_ids[: request.max_tokens]
         confidences = fill.draft.confidences[: len(token_ids)]
         entropies = fill.draft.entropies[: max(1, len(token_ids))]
-        text = self._text(token_ids, plan, request)
+        text = self._texts.text(token_ids, plan.healed, request)
         chances = [math.log(max(value, _LEAST_PROBABILITY)) for value in confidences]
         end = 0.0
         if fill.chain is not None:
@@ -229,7 +255,7 @@ class DiffusionEngine:
             text=text,
             token_ids=tuple(token_ids),
             token_confidences=tuple(confidences),
-            token_ends=tuple(self._token_ends(token_ids, plan, text)),
+            token_ends=tuple(self._texts.token_ends(token_ids, plan.healed, text)),
             prefix_confidences=tuple(map(math.exp, chain)),
             confidence=math.exp((chain[-1] if chain else 0.0) + end),
             mean_entropy=sum(entropies) / len(entropies),
@@ -246,7 +272,7 @@ class DiffusionEngine:
         if plan.rules is None or plan.judge is None or request.kind is not HoleKind.LINE:
             return fill
         copied = copy_from_context(request)
-        text = self._text(fill.draft.token_ids, plan, request)
+        text = self._texts.text(fill.draft.token_ids, plan.healed, request)
         token_ids = self.tokenizer.encode(plan.judge.healed + copied)
         if copied in ("", text) or request.num_tokens or len(token_ids) > request.max_tokens:
             return fill
@@ -297,7 +323,11 @@ class DiffusionEngine:
             )
             num_passes += 1
             if on_step is not None and has_written:
-                on_step(self._show(num_passes - 1, request.max_tokens, draft, plan, request))
+                on_step(
+                    self._texts.step(
+                        num_passes - 1, request.max_tokens, draft, plan.healed, request
+                    )
+                )
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE
                 break
@@ -331,7 +361,7 @@ class DiffusionEngine:
         ][-_MOST_CUTS:]
         if len(sizes) < 2:
             return draft, chain
-        texts = [self._text(draft.token_ids[:size], plan, request) for size in sizes]
+        texts = [self._texts.text(draft.token_ids[:size], plan.healed, request) for size in sizes]
         scores = self._judge.scores(plan.judge, texts)
         size = sizes[max(range(len(scores)), key=scores.__getitem__)]
         if size == length:
@@ -380,7 +410,13 @@ class DiffusionEngine:
         while True:
             reason, last = StopReason.MAX_STEPS, None
             steps = denoise(
-                self.model, cache, canvas, config, generator, self._criteria(config), cancel
+                self.model,
+                cache,
+                canvas,
+                config,
+                generator,
+                criteria(config, self.strategy.end_token_ids),
+                cancel,
             )
             kept: Tensor | None = None
             while (step := _next(steps, kept)) is not None:
@@ -388,7 +424,11 @@ class DiffusionEngine:
                 num_passes += 1
                 if on_step is not None:
                     shown = join(done, self._read(last, canvas, surest_row(last, canvas)))
-                    on_step(self._show(last.step, config.max_denoising_steps, shown, plan, request))
+                    on_step(
+                        self._texts.step(
+                            last.step, config.max_denoising_steps, shown, plan.healed, request
+                        )
+                    )
                 reason = last.stop_reason or reason
                 if request.deadline is not None and time.monotonic() >= request.deadline:
                     reason = StopReason.DEADLINE if last.stop_reason is None else reason
@@ -412,9 +452,6 @@ class DiffusionEngine:
                 Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
             )
 
-    def _draft_ids(self, plan: InfillPlan, draft: str) -> list[int]:
-        return self.tokenizer.encode(plan.healed.decode("utf-8", errors="ignore") + draft)
-
     @torch.no_grad()
     def _revise(
         self,
@@ -435,9 +472,8 @@ class DiffusionEngine:
         generator = torch.Generator(self.model.device).manual_seed(request.seed)
         assert request.draft is not None
         canvas = plan.canvas.select(torch.zeros(1, dtype=torch.int64, device=self.model.device))
-        draft_ids = self._draft_ids(plan, request.draft)
-        slots = canvas.hole_slots()  # (1, M)
-        num_slots, ends = slots.shape[1], self.strategy.end_token_ids
+        draft_ids = self._texts.draft_ids(request.draft, plan.healed)
+        num_slots, ends = int(canvas.hole_mask.sum()), self.strategy.end_token_ids
         most = num_slots - 1 if ends else num_slots
         if len(draft_ids) > most:
             raise RequestError(
@@ -446,18 +482,9 @@ class DiffusionEngine:
             )
         tail = [*ends[:1], *ends[-1:] * num_slots][: num_slots - len(draft_ids)]
         held = torch.tensor([draft_ids + tail], device=self.model.device)
-        token_ids = canvas.impose(canvas.token_ids.scatter(1, slots, held))
-        logits = self.model.denoise_logits(token_ids, cache, None, slots)
-        chances = canvas.part(slots).restrict(logits).softmax(dim=-1)
-        likely = chances.gather(-1, held[..., None]).squeeze(-1)  # (1, M)
-        if tail:
-            likely[:, len(draft_ids) :] = 1.0  # the end may still move: it is not clamped
-        count = max(1, round(request.strength * len(draft_ids)))
-        weakest = slots.gather(1, likely.topk(count, largest=False).indices)
-        fresh = noise((1, token_ids.shape[1]), self.model.config.vocab_size, generator)
-        initial = token_ids.scatter(1, weakest, fresh.gather(1, weakest))
+        is_draft = torch.arange(num_slots, device=self.model.device)[None] < len(draft_ids)
+        initial = renoised(self.model, cache, canvas, held, is_draft, request.strength, generator)
         num_steps = config.max_denoising_steps
-        first_step = min(num_steps - 1, round((1.0 - request.strength) * num_steps))
         reason, num_passes = StopReason.MAX_STEPS, 1
         last: DenoisingStep | None = None
         for last in denoise(
@@ -466,15 +493,15 @@ class DiffusionEngine:
             canvas,
             config,
             generator,
-            self._criteria(config),
+            criteria(config, self.strategy.end_token_ids),
             cancel,
             initial=initial,
-            first_step=first_step,
+            first_step=first_step_of(request.strength, num_steps),
         ):
             num_passes += 1
             if on_step is not None:
                 draft = self._read(last, canvas, 0)
-                on_step(self._show(last.step, num_steps, draft, plan, request))
+                on_step(self._texts.step(last.step, num_steps, draft, plan.healed, request))
             reason = last.stop_reason or reason
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE if last.stop_reason is None else reason
@@ -485,7 +512,7 @@ class DiffusionEngine:
             return _Fill(done, num_passes, reason, None)
         best = done.token_ids
         if plan.judge is not None and request.strength < 1.0:
-            revised = self._text(best, plan, request)
+            revised = self._texts.text(best, plan.healed, request)
             scores = self._judge.scores(plan.judge, [request.draft, revised])
             best = draft_ids if scores[0] >= scores[1] else best
         written, chain = self._as_it_stands(plan, plan.rules, best)
@@ -497,7 +524,7 @@ class DiffusionEngine:
         """(N,) the rows whose drafts fit best before the suffix, as they stand."""
         assert plan.judge is not None
         drafts = [self._read(step, canvas, row) for row in range(len(canvas.token_ids))]
-        texts = [self._text(draft.token_ids, plan, request) for draft in drafts]
+        texts = [self._texts.text(draft.token_ids, plan.healed, request) for draft in drafts]
         scores = torch.tensor(self._judge.scores(plan.judge, texts))
         best = scores.topk(plan.num_refined).indices.sort().values
         return best.to(self.model.device)
@@ -515,7 +542,7 @@ class DiffusionEngine:
         best = own[0]
         if len(own) > 1:
             assert plan.judge is not None
-            texts = [self._text(draft.token_ids, plan, request) for draft in own]
+            texts = [self._texts.text(draft.token_ids, plan.healed, request) for draft in own]
             scores = self._judge.scores(plan.judge, texts)
             best = own[max(range(len(own)), key=scores.__getitem__)]
         (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [best.token_ids], rules)
@@ -535,14 +562,6 @@ class DiffusionEngine:
         best = chances.topk(min(plan.num_drafts, len(plan.candidates))).indices
         return tuple(sorted(plan.candidates[index] for index in best.tolist()))
 
-    def _criteria(self, config: SamplerConfig) -> list[StoppingCriterion]:
-        criteria: list[StoppingCriterion] = [
-            StableAndConfident(config.stability_threshold, config.confidence_threshold)
-        ]
-        if config.stable_text_passes > 0:
-            criteria.append(StableText(config.stable_text_passes, self.strategy.end_token_ids))
-        return criteria
-
     def _rank_lengths(
         self,
         cache: KVCache,
@@ -560,34 +579,6 @@ class DiffusionEngine:
 
     def _read(self, step: DenoisingStep, canvas: Canvas, row: int) -> Draft:
         return read_draft(step, canvas, row, self.strategy.end_token_ids)
-
-    def _show(
-        self, step: int, max_steps: int, draft: Draft, plan: InfillPlan, request: InfillRequest
-    ) -> DraftStep:
-        texts = [self.tokenizer.decode([token_id]) for token_id in draft.token_ids]
-        if texts:  # what the first token repeats of the prefix is not part of the draft
-            first = self.tokenizer.token_bytes(draft.token_ids[0]).removeprefix(plan.healed)
-            texts[0] = first.decode("utf-8", errors="ignore")
-        tokens = tuple(map(DraftToken, texts, draft.confidences, draft.accepted))
-        return DraftStep(
-            step=step,
-            max_steps=max_steps,
-            text=self._text(draft.token_ids, plan, request),
-            tokens=tokens,
-            mean_entropy=sum(draft.entropies) / len(draft.entropies),
-        )
-
-    def _token_ends(self, token_ids: list[int], plan: InfillPlan, text: str) -> Iterator[int]:
-        """Where in `text` each token ends; the text's end for what was cut off."""
-        data = b""
-        for token_id in token_ids:
-            data += self.tokenizer.token_bytes(token_id)
-            so_far = data.removeprefix(plan.healed).decode("utf-8", errors="ignore")
-            yield min(len(so_far), len(text))
-
-    def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
-        text = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
-        return self.strategy.cut(text.decode("utf-8", errors="ignore"), request)
 
 
 def _next(

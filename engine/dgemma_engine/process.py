@@ -25,6 +25,9 @@ from .types import (
     EngineInfo,
     InfillRequest,
     InfillResult,
+    JointRequest,
+    JointResult,
+    OnJointStep,
     OnStep,
 )
 from .worker import Ask, Fill, Outcome, Ready, Step, Withdraw, read_frame, write_frame
@@ -123,6 +126,29 @@ class EngineProcess:
         Raises:
             EngineDied: the process ended, before or in the middle of the fill.
         """
+        result: InfillResult = self._fill(request, on_step, cancel)
+        return result
+
+    def fill_together(
+        self,
+        request: JointRequest,
+        on_step: OnJointStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> JointResult:
+        """See `InfillEngine.fill_together`.
+
+        Raises:
+            EngineDied: as `fill`.
+        """
+        result: JointResult = self._fill(request, on_step, cancel)
+        return result
+
+    def _fill(
+        self,
+        request: InfillRequest | JointRequest,
+        on_step: Callable[[Any], None] | None,
+        cancel: CancellationToken | None,
+    ) -> Any:
         seconds = None
         if request.deadline is not None:  # clocks of two processes need not agree
             seconds = max(0.0, request.deadline - time.monotonic())
@@ -136,8 +162,7 @@ class EngineProcess:
                     if on_step is not None:
                         on_step(message.step)
                     continue
-                result: InfillResult = message.value
-                return result
+                return message.value
 
     def close(self) -> None:
         """End the process, whatever it does."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .config import SamplerConfig
 from .types import StopReason
 
 
@@ -57,7 +58,7 @@ class StableAndConfident:
 
 
 class StableText:
-    """Nothing before the hole's end mark changed for some steps, however unsure the model is."""
+    """Nothing before the holes' end marks changed for some steps, however unsure the model is."""
 
     reason = StopReason.STABLE
 
@@ -68,12 +69,25 @@ class StableText:
 
     def __call__(self, argmax_canvas: Tensor, entropy: Tensor, hole_mask: Tensor) -> Tensor:
         is_end = torch.isin(argmax_canvas, self._end_token_ids.to(argmax_canvas.device)) & hole_mask
-        after_end = is_end.cumsum(dim=-1) > 0
+        ends = is_end.cumsum(dim=-1)
+        # Those of the holes before do not count: every clamped position begins anew.
+        earlier = ends.masked_fill(hole_mask, 0).cummax(dim=-1).values
+        after_end = ends > earlier
         text = argmax_canvas.masked_fill(after_end & hole_mask, -1)
         return _unchanged(self._history, text, self._num_passes)
 
     def select(self, rows: Tensor) -> None:
         self._history = [earlier[rows] for earlier in self._history]
+
+
+def criteria(config: SamplerConfig, end_token_ids: Sequence[int]) -> list[StoppingCriterion]:
+    """Those that a checkpoint asks for, anew for every canvas."""
+    chosen: list[StoppingCriterion] = [
+        StableAndConfident(config.stability_threshold, config.confidence_threshold)
+    ]
+    if config.stable_text_passes > 0:
+        chosen.append(StableText(config.stable_text_passes, end_token_ids))
+    return chosen
 
 
 def _unchanged(history: list[Tensor], current: Tensor, num_steps: int) -> Tensor:

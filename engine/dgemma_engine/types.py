@@ -98,6 +98,60 @@ class InfillRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class JointRequest:
+    """Several holes of one text, filled together on one canvas, so that they agree.
+
+    Attributes:
+        texts: one more than there are holes: before the first, between them, after the last.
+        kinds: of each hole.
+        drafts: a text for each hole to begin with, as `InfillRequest.draft`; None for noise.
+        strength: share of the drafts' tokens that become noise, above 0 and at most 1.
+        max_tokens: longest fill of one hole.
+        language_id, seed, max_steps, deadline: as of an InfillRequest.
+
+    Raises:
+        RequestError: at construction, if the numbers do not belong together or are out of range.
+    """
+
+    texts: tuple[str, ...]
+    kinds: tuple[HoleKind, ...]
+    drafts: tuple[str, ...] | None = None
+    strength: float = 1.0
+    language_id: str = "plaintext"
+    max_tokens: int = 64
+    seed: int = 0
+    max_steps: int | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kinds or len(self.texts) != len(self.kinds) + 1:
+            raise RequestError(
+                f"{len(self.kinds)} holes need one text more than that, got {len(self.texts)}"
+            )
+        if self.drafts is not None and len(self.drafts) != len(self.kinds):
+            raise RequestError(f"{len(self.kinds)} holes got {len(self.drafts)} drafts")
+        for index in range(len(self.kinds)):
+            self.hole(index)  # the same limits
+
+    def hole(self, index: int) -> InfillRequest:
+        """One of the holes on its own, the drafts of the others in place."""
+        drafts = self.drafts or ("",) * len(self.kinds)
+        pieces = [piece for pair in zip(self.texts, (*drafts, ""), strict=True) for piece in pair]
+        return InfillRequest(
+            prefix="".join(pieces[: 2 * index + 1]),
+            suffix="".join(pieces[2 * index + 2 :]),
+            kind=self.kinds[index],
+            language_id=self.language_id,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            max_steps=self.max_steps,
+            deadline=self.deadline,
+            draft=None if self.drafts is None else self.drafts[index],
+            strength=self.strength,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DraftToken:
     """One hole slot of a draft: text, the model's probability for it, whether it was accepted."""
 
@@ -173,12 +227,32 @@ class InfillResult:
 
 
 @dataclass(frozen=True, slots=True)
+class JointResult:
+    """Holes that were filled together.
+
+    Attributes:
+        texts: of each hole.
+        confidences: of each hole, the product of its tokens' probabilities at the last step.
+        num_passes: over the canvas that they share.
+        timings: wall time of all.
+        stop_reason: why denoising ended.
+    """
+
+    texts: tuple[str, ...]
+    confidences: tuple[float, ...]
+    num_passes: int
+    timings: Timings
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What an engine runs on, for status lines and `dgemma-lsp doctor`.
 
     `confidence_threshold` is what its checkpoint asks of a text nobody asked for: starts of fills
     with at least this `prefix_confidences` are worth showing, 0 .. 1. `languages` are the LSP
-    identifiers of those it was trained on; empty where it does not say.
+    identifiers of those it was trained on; empty where it does not say. `fills_together` is whether
+    `fill_together` can be asked.
     """
 
     model: str
@@ -188,6 +262,7 @@ class EngineInfo:
     strategy: str
     confidence_threshold: float = 0.0
     languages: tuple[str, ...] = ()
+    fills_together: bool = False
 
 
 class CancellationToken:
@@ -210,6 +285,7 @@ class CancellationToken:
 
 
 OnStep = Callable[[DraftStep], None]
+OnJointStep = Callable[[tuple[DraftStep, ...]], None]
 
 
 class InfillEngine(Protocol):
@@ -246,6 +322,25 @@ class InfillEngine(Protocol):
         Raises:
             Cancelled: within one pass of `cancel.cancel()`.
             RequestError: the request cannot be served (`ContextTooLong` among them).
+        """
+        ...
+
+    def fill_together(
+        self,
+        request: JointRequest,
+        on_step: OnJointStep | None = None,
+        cancel: CancellationToken | None = None,
+    ) -> JointResult:
+        """Fill several holes on one canvas.
+
+        Args:
+            request: the holes.
+            on_step: called after every pass with each hole's draft.
+            cancel: looked at before every pass.
+        Raises:
+            HolesTooFarApart: they do not fit on one canvas; ask for fewer at once.
+            Cancelled, RequestError: as `fill`; the latter from every engine whose
+                `info.fills_together` is False.
         """
         ...
 

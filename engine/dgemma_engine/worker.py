@@ -31,6 +31,8 @@ from .types import (
     InfillEngine,
     InfillRequest,
     InfillResult,
+    JointRequest,
+    JointResult,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,10 +45,10 @@ LoadEngine = Callable[[str, str, str], InfillEngine]
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Fill a hole. `seconds` are left of its time, None for as long as it takes."""
+    """Fill a hole, or several. `seconds` are left of its time, None for as long as it takes."""
 
     number: int
-    request: InfillRequest
+    request: InfillRequest | JointRequest
     seconds: float | None
     wants_steps: bool
 
@@ -79,10 +81,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pass of a fill."""
+    """One pass of a fill; of several holes, each one's draft."""
 
     number: int
-    step: DraftStep
+    step: DraftStep | tuple[DraftStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +186,20 @@ class _Desk:
             logger.debug("the trace", exc_info=True)
             return Outcome(call.number, error=DGemmaError(_unforeseen("the fill", error)))
 
-    def _fill(self, engine: InfillEngine, call: Fill, token: CancellationToken) -> InfillResult:
+    def _fill(
+        self, engine: InfillEngine, call: Fill, token: CancellationToken
+    ) -> InfillResult | JointResult:
         request = call.request
         if call.seconds is not None:
             request = dataclasses.replace(request, deadline=time.monotonic() + call.seconds)
 
-        def show(step: DraftStep) -> None:
+        def show(step: DraftStep | tuple[DraftStep, ...]) -> None:
             self.send(Step(call.number, step))
 
-        return engine.fill(request, show if call.wants_steps else None, token)
+        on_step = show if call.wants_steps else None
+        if isinstance(request, JointRequest):
+            return engine.fill_together(request, on_step, token)
+        return engine.fill(request, on_step, token)
 
 
 def _unforeseen(what: str, error: Exception) -> str:

@@ -1,10 +1,10 @@
 """The real server over the real stdio, with a scripted engine, for tests that need exact text.
 
-    python fake_server.py [ANSWER [NUM_PASSES [PASS_SECONDS]]]
+    python fake_server.py [ANSWER [NUM_PASSES [PASS_SECONDS [MOST_TOGETHER]]]]
 
-Every fill is ANSWER, in which {seed} is the request's. One request more than the product has:
-`test/state` tells a text, what the engine was asked, and what is held: messages being worked on,
-tasks, threads, file descriptors, KiB of memory.
+Every fill is ANSWER, in which {seed} is the request's and {draft} what it began with. One request
+more than the product has: `test/state` tells a text, what the engine was asked, and what is held:
+messages being worked on, tasks, threads, file descriptors, KiB of memory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,22 @@ from dgemma_lsp.server import build_server
 _KEPT, _DROPPED = 4, InfillRequest("", "")
 
 
-def main(answer: str = "answer", num_passes: str = "2", pass_seconds: str = "0") -> int:
+def main(
+    answer: str = "answer",
+    num_passes: str = "2",
+    pass_seconds: str = "0",
+    most_together: str = "0",
+) -> int:
     def respond(request: InfillRequest) -> str:
         if len(engine.requests) > _KEPT:  # thousands of texts would look like a leak
             engine.requests[-_KEPT - 1] = _DROPPED
-        return answer.replace("{seed}", str(request.seed))
+        return answer.replace("{seed}", str(request.seed)).replace("{draft}", str(request.draft))
 
     engine = FakeEngine(
         respond,
         num_passes=int(num_passes),
         pass_seconds=float(pass_seconds),
+        most_together=int(most_together),
     )
     server = build_server(lambda settings, on_death: engine)
 
@@ -49,6 +55,7 @@ def main(answer: str = "answer", num_passes: str = "2", pass_seconds: str = "0")
             "num_threads": threading.active_count(),
             "num_files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
             "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "together": [list(request.texts) for request in engine.joint_requests],
             "prefixes": [request.prefix for request in engine.requests[-_KEPT:]],
         }
 

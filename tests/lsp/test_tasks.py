@@ -74,10 +74,9 @@ def filled(client: RawClient, action: Any) -> str:
     return applied(client.request("codeAction/resolve", action)["edit"])
 
 
-def applied(edit: Any) -> str:
+def applied(edit: Any, text: str = TEXT) -> str:
     (change,) = edit["documentChanges"]
     assert change["textDocument"] == {"uri": URI, "version": 1}
-    text = TEXT
     places = {}
     for offset in range(len(text) + 1):
         place = position(text, offset, "utf-16")
@@ -177,6 +176,41 @@ def test_all_holes_are_filled_with_the_others_in_place() -> None:
         told = client.request("test/state", {"uri": URI})
         assert told["num_requests"] == 4
         assert ["return 0" in prefix for prefix in told["prefixes"]] == [False, True, False, True]
+
+
+THREE = TEXT.replace("    return x\n", "    ...\n")
+
+
+def test_holes_near_one_another_are_revised_together() -> None:
+    """On one canvas each group that fits, split where the holes are farthest apart."""
+    with talking("({draft})", "2", "0", "2") as client:
+        client.notify("textDocument/didClose", {"textDocument": {"uri": URI}})
+        client.open(URI, THREE)
+        title = "Fill all holes (3)"
+        edit = client.request("codeAction/resolve", actions(client, 5, 5)[title])["edit"]
+        told = client.request("test/state", {"uri": URI})["together"]
+        expected = THREE.replace("...", "((None))").replace("raise NotImplementedError", "((None))")
+        assert expected == applied(edit, THREE)
+        first, second, third = THREE.index("..."), THREE.index("raise"), THREE.rindex("...")
+        whole, pair = told
+        between = THREE[second + len("raise NotImplementedError") : third]
+        assert whole == [THREE[:first], THREE[first + 3 : second], between, "\n"]
+        # The first is by itself, and stands as it was revised.
+        assert pair == [THREE[:second].replace("...", "((None))"), between, "\n"]
+
+
+@pytest.mark.parametrize("watches", [False, True])
+def test_the_canvas_of_several_holes_is_shown(watches: bool) -> None:
+    """Each hole's draft at its place, every one of them said to be done."""
+    more = {"experimental": {"dgemma": {"canvas": True}}} if watches else {}
+    with talking("pass_", "3", "0", "2", **more) as client:
+        client.request("codeAction/resolve", actions(client, 5, 5)["Fill all holes (2)"])
+        notes = [note for note in client.notifications if note["method"] == "dgemma/canvas"]
+        shown = [note["params"] for note in notes]
+        numbers = {params["id"] for params in shown} if shown else set()
+        assert len(numbers) == (4 if watches else 0)
+        done = [params["id"] for params in shown if params["done"]]
+        assert sorted(done) == sorted(numbers)
 
 
 def test_a_document_that_was_reopened_is_another_one() -> None:

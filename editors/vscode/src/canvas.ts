@@ -56,6 +56,8 @@ export class Canvas implements vscode.Disposable {
   private readonly replaced = vscode.window.createTextEditorDecorationType({ opacity: "0.4" });
   private readonly changes: vscode.Disposable;
   private drawn: vscode.TextEditor[] = [];
+  /** Of the fills that are under way, by their numbers: holes filled together have one each. */
+  private readonly steps = new Map<number, CanvasStep>();
 
   constructor() {
     this.changes = vscode.workspace.onDidChangeTextDocument(({ document }) => {
@@ -66,35 +68,38 @@ export class Canvas implements vscode.Disposable {
   }
 
   show(step: CanvasStep): void {
-    if (step.done) {
-      this.clear();
-      return;
+    this.steps.delete(step.id);
+    if (!step.done) {
+      this.steps.set(step.id, step);
     }
     const before = this.drawn;
-    const uri = vscode.Uri.parse(step.uri).toString();
     this.drawn = vscode.window.visibleTextEditors.filter(
-      ({ document }) =>
-        document.uri.toString() === uri &&
-        (step.version === null || step.version === document.version),
+      ({ document }) => this.stepsIn(document).length > 0,
     );
     for (const editor of before.filter((it) => !this.drawn.includes(it))) {
       this.erase(editor);
     }
-    const { start, end } = step.range;
-    const range = new vscode.Range(start.line, start.character, end.line, end.character);
-    const at = new vscode.Range(range.start, range.start);
-    const pieces = layOut(step.tokens);
     this.reserve();
     for (const editor of this.drawn) {
+      const drafts = this.stepsIn(editor.document).map(({ range: { start, end }, tokens }) => ({
+        range: new vscode.Range(start.line, start.character, end.line, end.character),
+        pieces: layOut(tokens),
+      }));
       this.slots.forEach((slot, index) => {
-        const piece = pieces[index];
-        editor.setDecorations(slot, piece ? [{ range: at, renderOptions: look(piece) }] : []);
+        const decorations = drafts.flatMap(({ range, pieces }) => {
+          const piece = pieces[index];
+          const at = new vscode.Range(range.start, range.start);
+          return piece ? [{ range: at, renderOptions: look(piece) }] : [];
+        });
+        editor.setDecorations(slot, decorations);
       });
-      editor.setDecorations(this.replaced, range.isEmpty ? [] : [range]);
+      const replaced = drafts.map(({ range }) => range).filter((range) => !range.isEmpty);
+      editor.setDecorations(this.replaced, replaced);
     }
   }
 
   clear(): void {
+    this.steps.clear();
     for (const editor of this.drawn) {
       this.erase(editor);
     }
@@ -107,6 +112,15 @@ export class Canvas implements vscode.Disposable {
     for (const slot of this.slots) {
       slot.dispose();
     }
+  }
+
+  private stepsIn(document: vscode.TextDocument): CanvasStep[] {
+    const uri = document.uri.toString();
+    return [...this.steps.values()].filter(
+      (step) =>
+        vscode.Uri.parse(step.uri).toString() === uri &&
+        (step.version === null || step.version === document.version),
+    );
   }
 
   private erase(editor: vscode.TextEditor): void {

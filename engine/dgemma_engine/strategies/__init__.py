@@ -21,10 +21,10 @@ from ..tokenizer import Tokenizer
 from .chat import ChatStrategy
 from .lengths import LengthStrategy
 from .markers import MarkerLayout, MarkerStrategy
-from .plan import InfillPlan, InfillStrategy
+from .plan import InfillPlan, InfillStrategy, JointPlan
 from .turns import TURN_START
 
-__all__ = ["InfillPlan", "InfillStrategy", "choose_strategy"]
+__all__ = ["InfillPlan", "InfillStrategy", "JointPlan", "choose_strategy"]
 
 
 def choose_strategy(

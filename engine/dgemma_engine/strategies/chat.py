@@ -10,8 +10,8 @@ from ..canvas import Canvas
 from ..config import ModelConfig
 from ..errors import RequestError
 from ..tokenizer import Tokenizer
-from ..types import InfillRequest
-from .plan import InfillPlan, continuing, cut_to_kind, heal, not_text
+from ..types import InfillRequest, JointRequest
+from .plan import InfillPlan, JointPlan, continuing, cut_to_kind, heal, not_text, one_by_one
 from .turns import FENCE, Chat, check_fits, end_ids
 
 _INSTRUCTION = (
@@ -29,6 +29,7 @@ class ChatStrategy:
     """
 
     name = "chat"
+    fills_together = False
 
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig, device: torch.device) -> None:
         self._tokenizer = tokenizer
@@ -58,6 +59,9 @@ class ChatStrategy:
             first_allowed=continuing(self._tokenizer, healed, vocab_size, self._device),
         )
         return InfillPlan(prompt_ids, canvas, healed, may_continue=True)
+
+    def plan_together(self, request: JointRequest) -> JointPlan:
+        raise one_by_one(self.name)
 
     def cut(self, text: str, request: InfillRequest) -> str:
         text = cut_to_kind(text.split(f"\n{FENCE}", maxsplit=1)[0], request.kind)

@@ -7,8 +7,8 @@ import torch
 from ..canvas import Canvas
 from ..config import ModelConfig
 from ..tokenizer import Tokenizer
-from ..types import InfillRequest
-from .plan import InfillPlan, continuing, cut_to_kind, heal, not_text
+from ..types import InfillRequest, JointRequest
+from .plan import InfillPlan, JointPlan, continuing, cut_to_kind, heal, not_text, one_by_one
 from .turns import FENCE, TURN_START, Chat, check_fits, end_ids
 
 
@@ -20,6 +20,7 @@ class LengthStrategy:
     """
 
     name = "lengths"
+    fills_together = False
     _LENGTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     _SUFFIX_ROOM = 8  # at least so many tokens of suffix stay in the canvas
 
@@ -63,6 +64,9 @@ class LengthStrategy:
             first_allowed=continuing(self._tokenizer, healed, vocab_size, self._device),
         )
         return InfillPlan(prompt_ids or list(self._tail_ids), canvas, healed)
+
+    def plan_together(self, request: JointRequest) -> JointPlan:
+        raise one_by_one(self.name)
 
     def cut(self, text: str, request: InfillRequest) -> str:
         return cut_to_kind(text, request.kind)

@@ -11,15 +11,36 @@ from typing import Any
 
 import torch
 
-from ..canvas import EOM_ID, EXACT_ID, MID_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
+from ..canvas import (
+    EOM_ID,
+    EXACT_ID,
+    MID_ID,
+    PAD_ID,
+    Canvas,
+    marked_canvas,
+    marked_canvas_of_several,
+    marked_prompt,
+)
 from ..config import ModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HolesTooFarApart
 from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..special_tokens import LANGUAGE_TAGS
 from ..tokenizer import Tokenizer
-from ..types import Decoder, HoleKind, InfillRequest
-from .plan import InfillPlan, continuing, cut_to_kind, heal, last_tokens, not_text, token_mask
+from ..types import Decoder, HoleKind, InfillRequest, JointRequest
+from .plan import (
+    InfillPlan,
+    JointPlan,
+    continuing,
+    cut_to_kind,
+    heal,
+    last_tokens,
+    not_text,
+    token_mask,
+)
+
+# A canvas of several holes shows at least so much of what follows the last, in tokens.
+_LEAST_SUFFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +117,7 @@ class MarkerStrategy:
     """
 
     name = "markers"
+    fills_together = True
     end_token_ids: tuple[int, ...] = (EOM_ID, PAD_ID)
 
     def __init__(
@@ -120,8 +142,7 @@ class MarkerStrategy:
         prefix_ids = last_tokens(tokenizer, tokenizer.encode(request.prefix), layout.prefix_tokens)
         prefix_ids, healed = heal(tokenizer, prefix_ids)
         suffix_ids = tokenizer.encode(request.suffix)[: layout.suffix_tokens]
-        tag = LANGUAGE_TAGS.get(request.language_id)
-        tag_id = tokenizer.token_id(tag) if tag is not None else None
+        tag_id = self._tag_id(request.language_id)
         is_line = request.kind is HoleKind.LINE
         first_allowed = continuing(tokenizer, healed, self._vocab_size, self._device)
         line_breaks = self._line_breaks if is_line else torch.zeros_like(self._line_breaks)
@@ -178,6 +199,88 @@ class MarkerStrategy:
                 request.suffix,
             ),
         )
+
+    def plan_together(self, request: JointRequest) -> JointPlan:
+        """Holes and all of the text between them, clamped, on the smallest canvas that has room."""
+        tokenizer, layout = self._tokenizer, self._layout
+        before, *between, after = request.texts
+        prefix_ids = last_tokens(tokenizer, tokenizer.encode(before), layout.prefix_tokens)
+        pieces, healed = [], []
+        for piece in (prefix_ids, *map(tokenizer.encode, between)):
+            kept, taken_back = heal(tokenizer, piece)
+            pieces.append(kept)
+            healed.append(taken_back)
+        prefix_ids, *following = pieces
+        suffix_ids = tokenizer.encode(after)[: layout.suffix_tokens]
+        lengths = self._joint_lengths(request, healed, sum(map(len, following)))
+        num_clamped = 2 * len(lengths) + sum(map(len, following))
+        wanted = sum(lengths) + num_clamped + min(_LEAST_SUFFIX, len(suffix_ids))
+        canvas_length = next(size for size in layout.canvas_lengths if size >= wanted)
+        token_ids, holes = marked_canvas_of_several(
+            lengths, [*following, suffix_ids], canvas_length
+        )
+        number = torch.tensor(holes, device=self._device)  # (C,)
+        is_start = (number >= 0) & (number != number.roll(1))
+        everything = torch.ones(self._vocab_size, dtype=torch.bool, device=self._device)
+        are_lines = all(kind is HoleKind.LINE for kind in request.kinds)
+        banned = self._banned | self._line_breaks if are_lines else self._banned
+        starts = [
+            continuing(tokenizer, taken_back, self._vocab_size, self._device)
+            for taken_back in healed
+        ]
+        canvas = Canvas(
+            torch.tensor([token_ids], device=self._device),
+            (number >= 0)[None],
+            banned=banned,
+            first_allowed=torch.stack(
+                [everything & ~banned if start is None else start for start in starts]
+            ),
+            starts=torch.where(is_start, number + 1, 0)[None],
+        )
+        tag_id = self._tag_id(request.language_id)
+        return JointPlan(
+            marked_prompt(tag_id, suffix_ids, prefix_ids),
+            canvas,
+            torch.stack([number == hole for hole in range(len(lengths))]),
+            tuple(healed),
+            JudgePrompt(
+                marked_prompt(tag_id, [], prefix_ids),
+                healed[0].decode("utf-8", errors="ignore"),
+                after,
+            ),
+        )
+
+    def _joint_lengths(
+        self, request: JointRequest, healed: Sequence[bytes], num_between: int
+    ) -> list[int]:
+        """Slots of each hole: as many as it would have alone, or the most that there is room for.
+
+        Raises:
+            HolesTooFarApart: there is not even room for the least.
+        """
+        layout = self._layout
+        drafts = request.drafts or ("",) * len(request.kinds)
+        needed = [
+            len(self._tokenizer.encode(taken_back.decode("utf-8", "ignore") + draft)) + 1
+            for taken_back, draft in zip(healed, drafts, strict=True)
+        ]
+        usual = [layout.hole_length(kind, request.max_tokens) for kind in request.kinds]
+        room = layout.canvas_lengths[-1] - num_between - 2 * len(needed) - _LEAST_SUFFIX
+        for most in reversed(layout.hole_lengths):
+            lengths = [
+                next((size for size in layout.hole_lengths if size >= least), least)
+                for least in map(max, needed, (min(size, most) for size in usual))
+            ]
+            if sum(lengths) <= room:
+                return lengths
+        raise HolesTooFarApart(
+            f"{len(needed)} holes and {num_between} tokens between them do not fit on a canvas of "
+            f"{layout.canvas_lengths[-1]}; ask for fewer at once"
+        )
+
+    def _tag_id(self, language_id: str) -> int | None:
+        tag = LANGUAGE_TAGS.get(language_id)
+        return self._tokenizer.token_id(tag) if tag is not None else None
 
     def cut(self, text: str, request: InfillRequest) -> str:
         return cut_to_kind(text, request.kind)

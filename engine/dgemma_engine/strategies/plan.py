@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..canvas import Canvas
 from ..config import ModelConfig
+from ..errors import RequestError
 from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..tokenizer import Tokenizer
-from ..types import Decoder, HoleKind, InfillRequest
+from ..types import Decoder, HoleKind, InfillRequest, JointRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,32 @@ class InfillPlan:
     judge: JudgePrompt | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JointPlan:
+    """What to run for several holes on one canvas.
+
+    Attributes:
+        prompt_ids: for the encoder.
+        canvas: (1, C).
+        holes: (H, C) bool, the slots of each hole.
+        healed: for each hole, bytes of the text before it that its first token repeats.
+        judge: what texts for all holes, joined with those between them, are compared by; None
+            where the encoder cannot.
+    """
+
+    prompt_ids: list[int]
+    canvas: Canvas
+    holes: Tensor
+    healed: tuple[bytes, ...]
+    judge: JudgePrompt | None = None
+
+
 class InfillStrategy(Protocol):
     """Turns a request into a plan, and the tokens that came out into text."""
 
     name: str
     end_token_ids: tuple[int, ...]  # a hole's text ends before the first of these
+    fills_together: bool  # whether `plan_together` can be asked
 
     def plan(self, request: InfillRequest) -> InfillPlan:
         """Build the prompt and the canvas.
@@ -68,9 +90,23 @@ class InfillStrategy(Protocol):
         """
         ...
 
+    def plan_together(self, request: JointRequest) -> JointPlan:
+        """Build the prompt and one canvas for several holes.
+
+        Raises:
+            HolesTooFarApart: they do not fit on one.
+            RequestError: this strategy has no such canvas.
+        """
+        ...
+
     def cut(self, text: str, request: InfillRequest) -> str:
         """Cut decoded text to the shape of the hole."""
         ...
+
+
+def one_by_one(name: str) -> RequestError:
+    """What a strategy raises that has no canvas for several holes."""
+    return RequestError(f"strategy {name!r} fills holes one by one only")
 
 
 def token_mask(token_ids: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:

@@ -38,7 +38,10 @@ end
 function M.on_canvas(params, context)
   local bufnr = vim.uri_to_bufnr(params.uri)
   local client = vim.lsp.get_client_by_id(context.client_id)
-  M.clear(bufnr)
+  if not vim.api.nvim_buf_is_valid(bufnr) then
+    return
+  end
+  vim.api.nvim_buf_del_extmark(bufnr, M.namespace, params.id) -- holes filled together have one each
   local is_current = type(params.version) ~= "number"
     or params.version == vim.lsp.util.buf_versions[bufnr]
   if params.done or #params.tokens == 0 or not client or not is_current then
@@ -52,7 +55,7 @@ function M.on_canvas(params, context)
     return
   end
   local lines = to_lines(params.tokens)
-  local mark = { hl_mode = "combine" }
+  local mark = { id = params.id, hl_mode = "combine" }
   if is_insertion then
     mark.virt_text = table.remove(lines, 1)
     mark.virt_text_pos = "inline"

@@ -1,0 +1,55 @@
+"""Tokens of a hole to text: what would be inserted, and what a caller may show of a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .drafts import Draft
+from .strategies import InfillStrategy
+from .tokenizer import Tokenizer
+from .types import DraftStep, DraftToken, InfillRequest
+
+
+class Texts:
+    """Reads token ids as one strategy means them.
+
+    `healed` is everywhere what the first token repeats of the text before the hole, in bytes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, strategy: InfillStrategy) -> None:
+        self._tokenizer = tokenizer
+        self._strategy = strategy
+
+    def text(self, token_ids: Sequence[int], healed: bytes, request: InfillRequest) -> str:
+        """What would be inserted."""
+        text = self._tokenizer.decode_bytes(list(token_ids)).removeprefix(healed)
+        return self._strategy.cut(text.decode("utf-8", errors="ignore"), request)
+
+    def step(
+        self, step: int, max_steps: int, draft: Draft, healed: bytes, request: InfillRequest
+    ) -> DraftStep:
+        """A draft as a caller may show it."""
+        texts = [self._tokenizer.decode([token_id]) for token_id in draft.token_ids]
+        if texts:  # what the first token repeats is not part of the draft
+            first = self._tokenizer.token_bytes(draft.token_ids[0]).removeprefix(healed)
+            texts[0] = first.decode("utf-8", errors="ignore")
+        tokens = tuple(map(DraftToken, texts, draft.confidences, draft.accepted))
+        return DraftStep(
+            step=step,
+            max_steps=max_steps,
+            text=self.text(draft.token_ids, healed, request),
+            tokens=tokens,
+            mean_entropy=sum(draft.entropies) / len(draft.entropies),
+        )
+
+    def token_ends(self, token_ids: Sequence[int], healed: bytes, text: str) -> Iterator[int]:
+        """Where in `text` each token ends; the text's end for what was cut off."""
+        data = b""
+        for token_id in token_ids:
+            data += self._tokenizer.token_bytes(token_id)
+            so_far = data.removeprefix(healed).decode("utf-8", errors="ignore")
+            yield min(len(so_far), len(text))
+
+    def draft_ids(self, draft: str, healed: bytes) -> list[int]:
+        """A hole's text as its tokens."""
+        return self._tokenizer.encode(healed.decode("utf-8", errors="ignore") + draft)
