@@ -8,7 +8,9 @@ to `lazy_tree.py`, and knows nothing else of syntax, nor of holes.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -18,6 +20,7 @@ from lsprotocol import types
 from pygls.workspace import PositionCodec, TextDocument, Workspace
 from pygls.workspace.position_codec import ServerTextPosition
 
+from .ignored import path_of
 from .lazy_tree import LazyTree
 
 Encoding = types.PositionEncodingKind | str
@@ -234,6 +237,7 @@ class ExactTextDocument(TextDocument):
 
     _line_index: LineIndex | None = None
     _syntax: tuple[LazyTree, str, str] | None = None  # with the text and the language it is for
+    was_edited = False
 
     @property
     def line_index(self) -> LineIndex:
@@ -289,6 +293,10 @@ class ExactTextDocument(TextDocument):
         )
 
 
+# Documents that were edited and closed are kept for what they define, so many at most.
+_MOST_CLOSED = 8
+
+
 class ExactWorkspace(Workspace):
     """A pygls workspace of `ExactTextDocument`s; it never reads a file the client did not open."""
 
@@ -301,6 +309,7 @@ class ExactWorkspace(Workspace):
     ) -> None:
         super().__init__(root_uri, sync_kind, workspace_folders, position_encoding)
         self._position_codec = ExactPositionCodec(position_encoding)
+        self._closed: OrderedDict[str, _ClosedDocument] = OrderedDict()
 
     def _create_text_document(
         self,
@@ -334,15 +343,23 @@ class ExactWorkspace(Workspace):
         return document
 
     def others(self, uri: str) -> list[DocumentSnapshot]:
-        """The other open documents, the one that was edited last at the end; no notebook cells."""
+        """The other documents, those edited and closed lately first, then the open ones, the one
+        that was edited last at the end; no notebook cells.
+        """
         documents = [*self._text_documents.values()]
         cells = {cell.document for book in self.notebook_documents.values() for cell in book.cells}
+        for key, closed in [*self._closed.items()]:
+            if not closed.is_on_disk():
+                del self._closed[key]
         return [
-            document.snapshot()
-            for document in documents
-            if isinstance(document, ExactTextDocument)
-            and document.uri != uri
-            and document.uri not in cells
+            *(closed.snapshot for closed in self._closed.values()),
+            *(
+                document.snapshot()
+                for document in documents
+                if isinstance(document, ExactTextDocument)
+                and document.uri != uri
+                and document.uri not in cells
+            ),
         ]
 
     def cells_before(self, uri: str) -> list[DocumentSnapshot]:
@@ -361,6 +378,42 @@ class ExactWorkspace(Workspace):
         document.apply_change(change)
         document.version = text_doc.version
         document.syntax.prepare()
+        document.was_edited = True
         # The documents are kept in the order in which they were edited.
         key = unquote(text_doc.uri)
         self._text_documents[key] = self._text_documents.pop(key)
+
+    def put_text_document(
+        self, text_document: types.TextDocumentItem, notebook_uri: str | None = None
+    ) -> None:
+        super().put_text_document(text_document, notebook_uri)
+        self._closed.pop(unquote(text_document.uri), None)
+
+    def remove_text_document(self, doc_uri: str) -> None:
+        key = unquote(doc_uri)
+        document = self._text_documents.get(key)
+        if isinstance(document, ExactTextDocument) and document.was_edited:
+            self._closed[key] = _ClosedDocument(document.snapshot(), time.time())
+            while len(self._closed) > _MOST_CLOSED:
+                self._closed.popitem(last=False)
+        super().remove_text_document(doc_uri)
+
+
+@dataclass(frozen=True, slots=True)
+class _ClosedDocument:
+    """A document as it was when it was closed."""
+
+    snapshot: DocumentSnapshot
+    closed_at: float  # seconds since the epoch
+
+    def is_on_disk(self) -> bool:
+        """Whether the file holds this text still, as far as its size and date tell."""
+        path = path_of(self.snapshot.uri)
+        if path is None:
+            return False
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        size = len(self.snapshot.text.encode("utf-8", "surrogatepass"))
+        return found.st_size == size and found.st_mtime <= self.closed_at

@@ -1,9 +1,9 @@
 """What the model should know of what the hole names: imports, and signatures from elsewhere.
 
 Found by the names around the hole, in this file beyond the window that is read anyway and in other
-open files; the most relevant comes last, next to the text. It stays the same while a line is typed,
-so that the engine need not read it again. Files that git ignores, or that hold secrets, are left
-out.
+files that are open, or were lately; the most relevant comes last, next to the text. It stays the
+same while a line is typed, so that the engine need not read it again. Files that git ignores, or
+that hold secrets, are left out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RelatedText:
         """The text to read before the prefix; empty if there is none.
 
         Args:
-            others: open documents, the one that was edited last at the end.
+            others: other documents, the one that was edited last at the end.
             cells: of the same notebook, before this one, in their order.
         """
         line = snapshot.lines.line_at(hole.start)

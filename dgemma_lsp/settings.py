@@ -126,7 +126,7 @@ class Settings:
         ("imports", "open_files"),
         "`imports` or `open_files`",
         "What is read beside the text around the hole: this file's imports and the signatures it "
-        "names, and definitions in other open files.",
+        "names, and definitions in other files that are open, or were edited and closed lately.",
         ("imports", "open_files"),
     )
     context_chars: int = _whole(2000, 0, 100_000, "Characters read from these sources at most.")

@@ -27,6 +27,7 @@ NOTEBOOKS = types.NotebookDocumentSyncOptions(
 
 def register(server: DGemmaServer, client: types.ClientCapabilities) -> None:
     server.feature(types.TEXT_DOCUMENT_DID_OPEN)(partial(text_document_did_open, server))
+    server.feature(types.TEXT_DOCUMENT_DID_CHANGE)(partial(text_document_did_change, server))
     server.feature(types.TEXT_DOCUMENT_DID_CLOSE)(partial(text_document_did_close, server))
     server.feature(types.NOTEBOOK_DOCUMENT_DID_OPEN)(partial(notebook_document_did_open, server))
 
@@ -35,6 +36,7 @@ async def text_document_did_open(
     server: DGemmaServer, params: types.DidOpenTextDocumentParams
 ) -> None:
     """Load the engine, so that the first fill does not wait for it."""
+    server.related.forget(params.text_document.uri)  # versions begin anew
     await _load(server, params.text_document.uri)
 
 
@@ -44,6 +46,20 @@ async def notebook_document_did_open(
     """As for a text."""
     if params.cell_text_documents:
         await _load(server, params.cell_text_documents[0].uri)
+
+
+def text_document_did_change(
+    server: DGemmaServer, params: types.DidChangeTextDocumentParams
+) -> None:
+    """Withdraw what runs while typing, unless the fill may begin with what was typed meanwhile."""
+    if not all(map(_is_typed, params.content_changes)):
+        server.filler.scheduler.withdraw(params.text_document.uri, "the document was edited")
+
+
+def _is_typed(change: types.TextDocumentContentChangeEvent) -> bool:
+    if not isinstance(change, types.TextDocumentContentChangePartial):
+        return False
+    return bool(change.text) and change.range.start == change.range.end
 
 
 def text_document_did_close(server: DGemmaServer, params: types.DidCloseTextDocumentParams) -> None:

@@ -106,6 +106,15 @@ async def state(client: LanguageClient):
     return await client.protocol.send_request_async("test/state", {"uri": URI})
 
 
+async def engine_is_freed(client: LanguageClient) -> None:
+    """The one fill that was withdrawn ended before its last pass."""
+    for _ in range(100):
+        if (await state(client)).num_cancelled == 1:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the engine went on")
+
+
 async def test_inline_completion(client: LanguageClient) -> None:
     """The text of the fill, replacing nothing, at the cursor, whatever the encoding."""
     (item,) = (await ask(client, TEXT, CURSOR)).items
@@ -133,6 +142,20 @@ async def test_another_edit_makes_it_stale(client: LanguageClient) -> None:
     assert not (await answer).items
 
 
+async def test_an_edit_that_is_not_typing_frees_the_engine(client: LanguageClient) -> None:
+    """A deletion: the fill ends before its next pass, though nothing newer was asked for."""
+    await ask(client, TEXT, CURSOR)  # the engine is loaded
+    text = change(client, 2, TEXT, 0, "1;")
+    answer = ask(client, text, CURSOR + 2)
+    while (await state(client)).num_requests < 2:
+        await asyncio.sleep(0.01)
+    whole = types.TextDocumentContentChangeWholeDocument(text[1:])
+    document = types.VersionedTextDocumentIdentifier(uri=URI, version=3)
+    client.text_document_did_change(types.DidChangeTextDocumentParams(document, [whole]))
+    assert not (await answer).items
+    await engine_is_freed(client)
+
+
 async def test_the_newest_request_wins(client: LanguageClient) -> None:
     """Two requests of one document: the first is answered with nothing, and costs no full fill."""
     first, second = ask(client, TEXT, CURSOR), ask(client, TEXT, CURSOR)
@@ -152,11 +175,7 @@ async def test_cancelling_frees_the_engine(client: LanguageClient) -> None:
     with pytest.raises(JsonRpcException) as caught:
         await answer
     assert caught.value.code == REQUEST_CANCELLED
-    for _ in range(100):
-        if (await state(client)).num_cancelled == 1:
-            break
-        await asyncio.sleep(0.01)
-    assert (await state(client)).num_cancelled == 1
+    await engine_is_freed(client)
     assert len((await ask(client, text, CURSOR + 2)).items) == 1
 
 

@@ -193,6 +193,27 @@ def test_related_text_is_read_first() -> None:
         assert prefix == "# work/shapes.py\ndef area_of(width, height):\n\narea_of\narea = "
 
 
+def test_files_edited_lately_are_read_too(tmp_path: Path) -> None:
+    """After they were closed, as long as the disk has what the editor had."""
+    shapes, points = tmp_path / "shapes.py", tmp_path / "points.py"
+    texts = {shapes: "def area_of(width):\n    pass\n", points: "def area_of(point):\n    pass\n"}
+    with editing("area_of = \n") as editor:
+        for path, text in texts.items():
+            other = Editor(editor.client, text[1:], path.as_uri())
+            other.type(0, text[0])
+            path.write_text(text, encoding="utf-8")
+            editor.client.notify("textDocument/didClose", {"textDocument": {"uri": path.as_uri()}})
+        points.write_text("# another text\n", encoding="utf-8")
+        editor.suggestions(len("area_of = "))
+        (prefix,) = editor.state()["prefixes"]
+        folder = tmp_path.name
+        assert prefix == f"# {folder}/shapes.py\ndef area_of(width):\n\narea_of = "
+        shapes.unlink()
+        editor.type(0, "\n")
+        editor.suggestions(len("\narea_of = "))
+        assert editor.state()["prefixes"][-1] == "\narea_of = "
+
+
 def test_a_notebook_reads_the_cells_before() -> None:
     """And is a document like any other."""
     cells = [f"file:///work/book.ipynb#{number}" for number in range(3)]
