@@ -86,7 +86,9 @@ def corrupt(
     num_text = num_text.scatter_add(1, batch.canvas_index, is_text.float())
     # The level is a share of the slots in both kinds: how many are noise.
     front = ((1.0 - level) * (num_text.gather(1, batch.canvas_index) + 1.0)).floor()
-    is_behind_front = batch.slot_index - HOLE_START >= front
+    num_before = is_text.cumsum(1) - is_text.int()  # text slots, of earlier canvases too
+    earlier = (num_text.cumsum(1) - num_text).gather(1, batch.canvas_index)
+    is_behind_front = ~is_text | (num_before - earlier >= front)
     is_redrawn = torch.rand(shape, generator=generator, device=device) < level
     is_redrawn = torch.where(has_front, is_behind_front, is_redrawn)
     is_corrupted = batch.hole_mask & (is_pure | is_redrawn)

@@ -21,7 +21,7 @@ from dgemma_engine.canvas import (
     EXACT_ID,
     MID_ID,
     PAD_ID,
-    marked_canvas,
+    marked_canvas_of_several,
     marked_prompt,
     marked_target,
 )
@@ -44,6 +44,10 @@ _SUFFIX_WINDOW_TOKENS = (16, 96)
 # Rows start at a line break this often, as the prefix window of the engine does.
 _LINE_START_SHARE = 0.8
 _NO_SUFFIX_SHARE = 0.1  # of all canvases: the end of a file
+# Of canvases with an end mark, in rows without a suffix window: those that are to hold two holes.
+_SECOND_HOLE_SHARE = 0.3
+_MOST_BETWEEN_TOKENS = 32
+_LEAST_SUFFIX_TOKENS = 4
 _MAX_ATTEMPTS = 12
 _SUFFIX_CHARS_PER_TOKEN = 8
 
@@ -84,6 +88,8 @@ class Hole:
         target: (M,) ids that belong into the hole.
         suffix_ids: clamped behind the hole, as far as there is room.
         marker: `MID_ID` or `EXACT_ID`.
+        second: of a canvas with two holes, the ids between them and those that belong into the
+            second; `suffix_ids` are then what follows that one.
     """
 
     cut: int
@@ -92,14 +98,21 @@ class Hole:
     target: list[int]
     suffix_ids: list[int]
     marker: int
+    second: tuple[list[int], list[int]] | None = None
 
     def layout(self) -> tuple[list[int], list[bool]]:
         """Clean canvas and hole mask, both of `canvas_length`."""
-        token_ids, hole = marked_canvas(
-            self.hole_length, self.suffix_ids, self.canvas_length, self.marker
+        targets, following = [self.target], [self.suffix_ids]
+        if self.second is not None:
+            between, target = self.second
+            targets, following = [self.target, target], [between, self.suffix_ids]
+        token_ids, holes = marked_canvas_of_several(
+            [len(target) for target in targets], following, self.canvas_length, self.marker
         )
-        token_ids[1 : 1 + self.hole_length] = self.target
-        return token_ids, hole
+        for number, target in enumerate(targets):
+            start = holes.index(number)
+            token_ids[start : start + len(target)] = target
+        return token_ids, [hole >= 0 for hole in holes]
 
 
 @dataclass
@@ -310,10 +323,56 @@ class RowSource:
         canvas_length: int,
         is_exact: bool,
     ) -> Hole:
+        if not is_exact and rng.random() < _SECOND_HOLE_SHARE:
+            pair = self._two_holes(rng, document, cut, middle, end_char, canvas_length)
+            if pair is not None:
+                return pair
         suffix = self._suffix(document.text, end_char, canvas_length)
         if rng.random() < _NO_SUFFIX_SHARE / max(_NO_SUFFIX_SHARE, 1.0 - mixture.suffix_window):
             suffix = []
         return _build_hole(rng, cut, middle, suffix, canvas_length, is_exact)
+
+    def _two_holes(
+        self,
+        rng: np.random.Generator,
+        document: TokenizedDocument,
+        cut: int,
+        middle: list[int],
+        end_char: int,
+        canvas_length: int,
+    ) -> Hole | None:
+        """A canvas with another hole a little behind the first; None if none is found that fits.
+
+        The text between the two is tokenized on its own and healed, as at inference.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            anchor = document.token_at(end_char) + int(rng.integers(1, _MOST_BETWEEN_TOKENS))
+            if anchor >= document.num_tokens or document.token_starts[anchor] <= end_char:
+                continue
+            span = _sample_span(rng, document, anchor, canvas_length // 2, is_exact=False)
+            if span is None or span[0] <= end_char:
+                continue
+            text = document.text[end_char : span[0]]
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+            between, healed_start = encoded.ids[:-1], end_char + encoded.offsets[-1][0]
+            second = self._tokenizer.encode(
+                document.text[healed_start : span[1]], add_special_tokens=False
+            ).ids
+            room = canvas_length - len(between) - 4 - _LEAST_SUFFIX_TOKENS
+            sizes = [
+                (one, two)
+                for one in HOLE_LENGTHS[canvas_length]
+                for two in HOLE_LENGTHS[canvas_length]
+                if one > len(middle) and two > len(second) and one + two <= room
+            ]
+            if not sizes:
+                continue
+            one, two = sizes[int(rng.integers(len(sizes)))]
+            target = marked_target(middle, one)
+            suffix = self._suffix(document.text, span[1], canvas_length)
+            behind = between, marked_target(second, two)
+            return Hole(cut, canvas_length, one, target, suffix, MID_ID, behind)
+        return None
 
     # --- rows with a suffix window: all canvases end where the window begins ---
 

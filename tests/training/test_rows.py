@@ -26,22 +26,30 @@ def text_of(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
+def text_of_target(tokenizer, target):
+    return text_of(tokenizer, [i for i in target if i not in (EOM_ID, PAD_ID)])
+
+
 def test_target_restores_the_text(source, documents, tokenizer):
     """What stands before the cut, the hole's target and the suffix are one text of a document."""
     texts = [document.text for document in documents]
     kinds = Counter()
     for row in rows_of(source, 150):
         for hole in row.holes:
-            middle = [i for i in hole.target if i not in (EOM_ID, PAD_ID)]
+            middle = text_of_target(tokenizer, hole.target)
             start = len(row.token_ids) - 1 - row.token_ids[::-1].index(PRE_ID) + 1
             before = text_of(tokenizer, row.token_ids[start : hole.cut])
             room = hole.canvas_length - hole.hole_length - 2
+            if hole.second is not None:
+                between, second = hole.second
+                middle += text_of(tokenizer, between) + text_of_target(tokenizer, second)
+                room -= len(between) + len(second) + 2
             after = text_of(tokenizer, hole.suffix_ids[:room])
             # A canvas may end inside a character, at the end of a suffix or of a block.
-            joined = (before + text_of(tokenizer, middle) + after).rstrip("\ufffd")
-            kinds[hole.marker, bool(hole.suffix_ids)] += 1
+            joined = (before + middle + after).rstrip("\ufffd")
+            kinds[hole.marker, bool(hole.suffix_ids), hole.second is not None] += 1
             assert any(joined in text for text in texts), joined
-    assert len(kinds) == 4, kinds
+    assert len(kinds) == 5, kinds
 
 
 def test_layout(source):
@@ -52,7 +60,17 @@ def test_layout(source):
         for hole in row.holes:
             token_ids, mask = hole.layout()
             size = hole.hole_length
-            assert mask == [False] + [True] * size + [False] * (hole.canvas_length - size - 1)
+            clamped = hole.canvas_length - size - 1
+            expected = [False] + [True] * size + [False] * clamped
+            if hole.second is not None:
+                between, second = hole.second
+                start = size + 3 + len(between)
+                expected[start : start + len(second)] = [True] * len(second)
+                assert token_ids[start - 1] == MID_ID
+                assert token_ids[start : start + len(second)] == second
+                assert token_ids[start + len(second)] == SUF_ID
+                assert second.count(EOM_ID) == 1
+            assert mask == expected
             assert token_ids[0] == hole.marker
             assert token_ids[1 : size + 1] == hole.target
             assert token_ids[size + 1] == SUF_ID
