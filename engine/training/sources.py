@@ -89,8 +89,9 @@ def _download_other(package: dict[str, Any], folder: Path) -> None:
     if _client(package) == "apt-source":
         lists = folder / "apt"
         (lists / "partial").mkdir(parents=True, exist_ok=True)
-        (lists / "sources.list").write_text(_DEBIAN)
-        apt = ["apt-get", "-qq", "-o", f"Dir::Etc::SourceList={lists / 'sources.list'}"]
+        sources = folder / "sources.list"  # not among the lists: apt deletes what it does not know
+        sources.write_text(_DEBIAN)
+        apt = ["apt-get", "-qq", "-o", f"Dir::Etc::SourceList={sources}"]
         apt += ["-o", "Dir::Etc::SourceParts=/dev/null", "-o", f"Dir::State::Lists={lists}"]
         source = [*apt, "source", "--download-only", f"{name}={version}"]
         commands["apt-source"] = [[*apt, "update"], source]
