@@ -31,6 +31,7 @@ from .types import (
     InfillEngine,
     InfillRequest,
     InfillResult,
+    ManyClientEngine,
     OnStep,
     StopReason,
     Timings,
@@ -55,6 +56,7 @@ __all__ = [
     "InfillEngine",
     "InfillRequest",
     "InfillResult",
+    "ManyClientEngine",
     "OnStep",
     "RequestError",
     "StopReason",
@@ -64,7 +66,9 @@ __all__ = [
 ]
 
 
-def load_engine(model: str = "default", device: str = "auto", dtype: str = "auto") -> InfillEngine:
+def load_engine(
+    model: str = "default", device: str = "auto", dtype: str = "auto"
+) -> ManyClientEngine:
     """Load a checkpoint and the infill strategy that suits it.
 
     Args:

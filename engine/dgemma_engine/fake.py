@@ -25,8 +25,8 @@ from .types import (
 class FakeEngine:
     """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
-    Claims `confidence` for all of its text. Keeps every request it was given in `requests`, and how
-    many were cancelled in `num_cancelled`.
+    Claims `confidence` for all of its text. Keeps every request it was given in `requests`, how
+    many were cancelled in `num_cancelled`, and which clients left in `forgotten`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class FakeEngine:
         self._confidence = confidence
         self.requests: list[InfillRequest] = []
         self.num_cancelled = 0
+        self.forgotten: list[str] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -57,11 +58,19 @@ class FakeEngine:
     def close(self) -> None:
         pass
 
+    def forget(self, client: str) -> None:
+        self.forgotten.append(client)
+
+    def limit_caches(self, max_bytes: int) -> None:
+        pass
+
     def fill(
         self,
         request: InfillRequest,
         on_step: OnStep | None = None,
         cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
     ) -> InfillResult:
         self.requests.append(request)
         text = self._answer(request)

@@ -2,7 +2,7 @@
 
     InfillRequest -> InfillPlan (strategies/) -> encode what is new -> denoise -> InfillResult
 
-Owns the model, the tokenizer and the prefix cache. Knows no files except the checkpoint's.
+Owns the model, the tokenizer and the prefix caches. Knows no files except the checkpoint's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cache import KVCache, PrefixCache
+from .cache import KVCache, PrefixCaches
 from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs, read_json
 from .config import SamplerConfig
@@ -109,7 +109,11 @@ class _Fill(NamedTuple):
 
 
 class DiffusionEngine:
-    """Fills holes with a diffusion model. One fill at a time; a second caller waits."""
+    """Fills holes with a diffusion model. One fill at a time; a second caller waits.
+
+    Attributes:
+        caches: what the last prompt of each client left behind.
+    """
 
     def __init__(
         self,
@@ -126,9 +130,10 @@ class DiffusionEngine:
         self._name = name
         self._confidence_threshold = confidence_threshold
         self._languages = languages
-        self._prefix_cache = PrefixCache(model)
+        self.caches = PrefixCaches(model)
         self._judge = Judge(model, tokenizer)
         self._lock = threading.Lock()
+        self._serve("")
 
     @property
     def info(self) -> EngineInfo:
@@ -172,10 +177,29 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None = None,
         cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
     ) -> InfillResult:
-        """Fill a hole; see `InfillEngine.fill`."""
+        """Fill a hole; see `ManyClientEngine.fill`."""
         with self._lock:
-            return self._fill(request, on_step, cancel)
+            self._serve(client)
+            try:
+                return self._fill(request, on_step, cancel)
+            finally:
+                self.caches.trim()
+
+    def forget(self, client: str) -> None:
+        """See `ManyClientEngine.forget`."""
+        with self._lock:
+            self.caches.forget(client)
+            self._serve("")
+
+    def _serve(self, client: str) -> None:
+        self._prefix_cache, self._judge.prefix_cache = self.caches.of(client)
+
+    def limit_caches(self, max_bytes: int) -> None:
+        """See `ManyClientEngine.limit_caches`."""
+        self.caches.max_bytes = max_bytes
 
     def _fill(
         self,

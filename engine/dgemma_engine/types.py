@@ -252,3 +252,26 @@ class InfillEngine(Protocol):
     def close(self) -> None:
         """Let go of everything; no call may follow."""
         ...
+
+
+class ManyClientEngine(InfillEngine, Protocol):
+    """An engine that remembers the last prompt of each of many clients."""
+
+    def fill(
+        self,
+        request: InfillRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """As `InfillEngine.fill`, beside what the last prompt of `client` left behind."""
+        ...
+
+    def forget(self, client: str) -> None:
+        """Free what is held for a client. Waits for a fill that runs."""
+        ...
+
+    def limit_caches(self, max_bytes: int) -> None:
+        """Hold no more than this for all clients together, from the next fill on."""
+        ...
