@@ -35,7 +35,10 @@ def build_engine(settings: Settings, on_death: OnDeath, *, dtype: str = "auto") 
     if settings.engine == "vllm":
         return _existing_server(settings)
     if settings.engine == "shared":
-        raise EngineUnavailable("engine 'shared' is not there yet; choose 'process'")
+        from dgemma_engine.shared.client import SharedEngine
+
+        label = f"dgemma-lsp in {Path.cwd()}"
+        return SharedEngine(settings.model, settings.device, dtype, on_death=on_death, label=label)
     from dgemma_engine.process import EngineProcess
 
     return EngineProcess(settings.model, settings.device, dtype, on_death=on_death)
