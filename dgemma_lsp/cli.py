@@ -70,6 +70,21 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--engine and --engine-url, where a language server runs."""
+    command = click.option(
+        "--engine-url", default="", help="Address of that server, http://host:8000/v1."
+    )(command)
+    return click.option(
+        "--engine",
+        default="process",
+        show_default=True,
+        type=click.Choice(ENGINES),
+        help="Where the model runs: a process of this server, one that all windows share, or a "
+        "vLLM server that is there already.",
+    )(command)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dgemma-lsp")
 def cli() -> None:
@@ -78,15 +93,7 @@ def cli() -> None:
 
 @cli.command()
 @_engine_options
-@click.option(
-    "--engine",
-    default="process",
-    show_default=True,
-    type=click.Choice(ENGINES),
-    help="Where the model runs: a process of this server, one that all windows share, or a vLLM "
-    "server that is there already.",
-)
-@click.option("--engine-url", default="", help="Address of that server, http://host:8000/v1.")
+@_place_options
 @click.option("--stdio", is_flag=True, help="Speak LSP on standard input and output (the default).")
 @click.option("--tcp", is_flag=True, help="Listen for one client on a TCP port.")
 @click.option("--ws", is_flag=True, help="Listen for one client on a WebSocket port.")
@@ -297,11 +304,13 @@ def demo(model: str, device: str, dtype: str, seed: int) -> None:
 
 @cli.command()
 @_engine_options
-def doctor(model: str, device: str, dtype: str) -> None:
+@_place_options
+def doctor(model: str, device: str, dtype: str, engine: str, engine_url: str) -> None:
     """Tell what is installed, which device and model are used, and whether a fill works."""
     from .doctor import examine
 
-    report = examine(model, device, dtype)
+    chosen = Settings(model=model, device=device, engine=engine, engine_url=engine_url)
+    report = examine(chosen, dtype)
     console = Console(highlight=False, markup=False)
     for name, value in report.facts:
         console.print(Text.assemble((f"{name:>12}  ", "cyan"), value), soft_wrap=True)

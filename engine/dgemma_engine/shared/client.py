@@ -81,7 +81,7 @@ class SharedEngine:
     ) -> None:
         self.place = place_of(model, device, dtype)
         self._on_death = on_death
-        self._label = label
+        self.label = label
         self._is_closed = False
         self._numbers = itertools.count(1)
         self._waiting: dict[int, queue.SimpleQueue[_Reply | None]] = {}
@@ -238,7 +238,7 @@ class SharedEngine:
             "protocol": wire.PROTOCOL,
             "proof": wire.proof(token, "client", str(challenge.get("nonce"))),
             "nonce": nonce,
-            "label": self._label,
+            "label": self.label,
             "pid": os.getpid(),
         }
         self._socket.sendall(frame(hello))

@@ -7,6 +7,7 @@ value becomes one of our dataclasses field by field, or is refused with the plac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import hmac
 import json
@@ -157,8 +158,7 @@ def _read(kind: Any, data: object, where: str) -> Any:
 def _read_dataclass(kind: Any, data: object, where: str) -> Any:
     if not isinstance(data, dict):
         raise _wrong(where, "an object", data)
-    hints = typing.get_type_hints(kind)
-    known = {item.name: item for item in dataclasses.fields(kind)}
+    hints, known = _fields(kind)
     for name in data:
         if name not in known:
             raise WireError(f"{where} has an unknown field; known are {', '.join(known)}")
@@ -166,6 +166,12 @@ def _read_dataclass(kind: Any, data: object, where: str) -> Any:
         if name not in data and item.default is dataclasses.MISSING:
             raise WireError(f"{where}.{name} is missing")
     return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in data})
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a dataclass, by name."""
+    return typing.get_type_hints(kind), {item.name: item for item in dataclasses.fields(kind)}
 
 
 def _read_plain(kind: type, data: object, where: str) -> Any:
