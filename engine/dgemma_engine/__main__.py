@@ -13,9 +13,9 @@ import sys
 
 import click
 
-from .errors import DGemmaError
+from .errors import DGemmaError, RequestError
 from .shared.client import STATUS_ALREADY_RUNNING, running_status
-from .shared.places import HAS_UNIX_SOCKETS, place_of
+from .shared.places import HAS_UNIX_SOCKETS, Place, place_of
 from .shared.server import AlreadyRunning, Background
 from .shared.server import serve as serve_clients
 from .types import ManyClientEngine
@@ -83,9 +83,10 @@ def serve(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         level=os.environ.get("DGEMMA_LOG_LEVEL", "INFO"),
     )
+    place = place_of(model, device, dtype)
     more: tuple[Background, ...] = ()
     if http is not None:
-        more = (_http(http, no_token, context_chars),)
+        more = (_http(http, no_token, context_chars, place),)
     elif no_token:
         raise click.UsageError("--no-token is for --http")
     if idle_minutes is None:
@@ -100,7 +101,7 @@ def serve(
 
     serve_clients(
         load,
-        place_of(model, device, dtype),
+        place,
         idle_seconds=idle_minutes * 60 or None,
         over_tcp=tcp or not HAS_UNIX_SOCKETS,
         more=more,
@@ -117,8 +118,22 @@ def status(model: str, device: str, dtype: str) -> None:
     click.echo("none runs" if found is None else json.dumps(found, indent=2))
 
 
-def _http(address: str, no_token: bool, context_chars: int) -> Background:
-    raise click.UsageError("--http is not there yet")
+def _http(address: str, no_token: bool, context_chars: int, place: Place) -> Background:
+    try:
+        from .shared.http import HttpOptions, http_server, kept_token, loopback_listener
+        from .shared.http_requests import ContextLimits
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise click.UsageError("--http needs packages: pip install 'dgemma-lsp[http]'") from error
+    try:
+        listener = loopback_listener(address)
+    except RequestError as error:
+        raise click.UsageError(str(error)) from error
+    limits = ContextLimits(context_chars, max(1, context_chars // 4))
+    return http_server(
+        listener, place, HttpOptions(None if no_token else kept_token(place), limits)
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

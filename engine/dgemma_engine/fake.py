@@ -5,11 +5,13 @@ For tests of whatever sits above the engine, where the text of a fill must be ex
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
 from .types import (
     CancellationToken,
+    ChatRequest,
     Decoder,
     DraftStep,
     DraftToken,
@@ -57,6 +59,25 @@ class FakeEngine:
 
     def close(self) -> None:
         pass
+
+    def chat(
+        self,
+        request: ChatRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """A reply in two canvases, each of all passes: the answer to the last turn, twice."""
+        last = InfillRequest(request.turns[-1][1], "", deadline=request.deadline)
+        first = self.fill(last, on_step, cancel)
+
+        def add(step: DraftStep) -> None:
+            if on_step is not None:
+                on_step(dataclasses.replace(step, text=first.text + step.text))
+
+        second = self.fill(last, add, cancel)
+        return dataclasses.replace(second, text=first.text + second.text)
 
     def forget(self, client: str) -> None:
         self.forgotten.append(client)

@@ -34,10 +34,11 @@ from .run_form import fastest_dtype
 from .sampler import noise
 from .special_tokens import LANGUAGE_TAGS
 from .stopping import StableAndConfident, StableText, StoppingCriterion
-from .strategies import InfillPlan, InfillStrategy, choose_strategy
+from .strategies import ChatStrategy, InfillPlan, InfillStrategy, choose_strategy
 from .tokenizer import Tokenizer
 from .types import (
     CancellationToken,
+    ChatRequest,
     Decoder,
     DraftStep,
     DraftToken,
@@ -184,7 +185,37 @@ class DiffusionEngine:
         with self._lock:
             self._serve(client)
             try:
-                return self._fill(request, on_step, cancel)
+                return self._fill(None, request, on_step, cancel)
+            finally:
+                self.caches.trim()
+
+    def chat(
+        self,
+        request: ChatRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """Reply in a conversation; see `ManyClientEngine.chat`."""
+        if not isinstance(self.strategy, ChatStrategy):
+            raise RequestError(
+                f"the model {self._name} fills holes and does not chat; ask for a completion, or "
+                "choose an instruction-tuned model"
+            )
+        plan = self.strategy.plan_reply(request)
+        hole = InfillRequest(
+            "",
+            "",
+            kind=HoleKind.SELECTION,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            deadline=request.deadline,
+        )
+        with self._lock:
+            self._serve(client)
+            try:
+                return self._fill(plan, hole, on_step, cancel)
             finally:
                 self.caches.trim()
 
@@ -203,12 +234,13 @@ class DiffusionEngine:
 
     def _fill(
         self,
+        plan: InfillPlan | None,
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
     ) -> InfillResult:
         start = time.monotonic()
-        plan = self.strategy.plan(request)
+        plan = plan or self.strategy.plan(request)
         decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
         if request.draft:
             decoder = Decoder.DIFFUSION
@@ -610,8 +642,9 @@ class DiffusionEngine:
             yield min(len(so_far), len(text))
 
     def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
-        text = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
-        return self.strategy.cut(text.decode("utf-8", errors="ignore"), request)
+        data = self.tokenizer.decode_bytes(token_ids).removeprefix(plan.healed)
+        text = data.decode("utf-8", errors="ignore")
+        return text if plan.is_reply else self.strategy.cut(text, request)
 
 
 def _next(

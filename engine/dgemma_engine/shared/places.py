@@ -61,6 +61,16 @@ class Place:
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
 
+    @property
+    def http(self) -> Path:
+        """The address where it speaks HTTP, if it does."""
+        return self.folder / f"{self.name}.http"
+
+    @property
+    def http_token(self) -> Path:
+        """What a tool has to know to speak HTTP with any of this user's engines."""
+        return self.folder / "http-token"
+
     def open_log(self) -> IO[bytes]:
         """The log, to append to."""
         with contextlib.suppress(FileNotFoundError):

@@ -356,7 +356,7 @@ def serve(
     if not lock.acquire(_LOCK_SECONDS):
         raise AlreadyRunning(f"an engine runs there already ({place.held} is locked)")
     token: bytes | None = None
-    for left in (place.socket, place.address):  # of an engine that was killed
+    for left in (place.socket, place.address, place.http):  # of an engine that was killed
         left.unlink(missing_ok=True)
     if over_tcp:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -376,7 +376,7 @@ def serve(
     try:
         asyncio.run(run())
     finally:
-        for left in (place.socket, place.address):
+        for left in (place.socket, place.address, place.http):
             left.unlink(missing_ok=True)
         listener.close()
         logging.shutdown()

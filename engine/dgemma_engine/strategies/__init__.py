@@ -24,7 +24,7 @@ from .markers import MarkerLayout, MarkerStrategy
 from .plan import InfillPlan, InfillStrategy
 from .turns import TURN_START
 
-__all__ = ["InfillPlan", "InfillStrategy", "choose_strategy"]
+__all__ = ["ChatStrategy", "InfillPlan", "InfillStrategy", "choose_strategy"]
 
 
 def choose_strategy(

@@ -10,7 +10,7 @@ from ..canvas import Canvas
 from ..config import ModelConfig
 from ..errors import RequestError
 from ..tokenizer import Tokenizer
-from ..types import InfillRequest
+from ..types import ChatRequest, InfillRequest
 from .plan import InfillPlan, continuing, cut_to_kind, heal, not_text
 from .turns import FENCE, Chat, check_fits, end_ids
 
@@ -58,6 +58,18 @@ class ChatStrategy:
             first_allowed=continuing(self._tokenizer, healed, vocab_size, self._device),
         )
         return InfillPlan(prompt_ids, canvas, healed, may_continue=True)
+
+    def plan_reply(self, request: ChatRequest) -> InfillPlan:
+        """What to run for the next turn of a conversation.
+
+        Raises:
+            ContextTooLong: the conversation exceeds what the model can read.
+        """
+        prompt_ids = self._chat.conversation(request.turns)
+        check_fits(len(prompt_ids), self._config.canvas_length, self._config)
+        open_canvas = Canvas.open(1, self._config.canvas_length, self._device)
+        canvas = dataclasses.replace(open_canvas, banned=self._banned)
+        return InfillPlan(prompt_ids, canvas, may_continue=True, is_reply=True)
 
     def cut(self, text: str, request: InfillRequest) -> str:
         text = cut_to_kind(text.split(f"\n{FENCE}", maxsplit=1)[0], request.kind)

@@ -38,6 +38,7 @@ class InfillPlan:
         probe_passes: see above.
         exact_canvas: the canvas of some of these lengths, a row each.
         judge: what drafts are compared by; None where there is only one.
+        is_reply: the text has the shape of no hole and is not cut.
     """
 
     prompt_ids: list[int]
@@ -52,6 +53,7 @@ class InfillPlan:
     probe_passes: int = 0
     exact_canvas: Callable[[Sequence[int]], Canvas] | None = None
     judge: JudgePrompt | None = None
+    is_reply: bool = False
 
 
 class InfillStrategy(Protocol):
