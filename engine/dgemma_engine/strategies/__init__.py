@@ -18,11 +18,11 @@ from ..canvas import EOM_ID
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..tokenizer import Tokenizer
+from ..turns import TURN_START
 from .chat import ChatStrategy
 from .lengths import LengthStrategy
 from .markers import MarkerLayout, MarkerStrategy
 from .plan import InfillPlan, InfillStrategy
-from .turns import TURN_START
 
 __all__ = ["ChatStrategy", "InfillPlan", "InfillStrategy", "choose_strategy"]
 

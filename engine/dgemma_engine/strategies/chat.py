@@ -8,17 +8,13 @@ import torch
 
 from ..canvas import Canvas
 from ..config import ModelConfig
+from ..edges import cut_to_kind, heal, without_overlap
 from ..errors import RequestError
+from ..layouts import describe_hole
 from ..tokenizer import Tokenizer
+from ..turns import FENCE, Chat, check_fits, end_ids
 from ..types import ChatRequest, InfillRequest
-from .plan import InfillPlan, continuing, cut_to_kind, heal, not_text
-from .turns import FENCE, Chat, check_fits, end_ids
-
-_INSTRUCTION = (
-    "Write the code that belongs at the cursor. Reply with one code block that continues exactly "
-    "where the code before the cursor stops and ends exactly where the code after it starts. "
-    "Repeat neither of them."
-)
+from .plan import InfillPlan, continuing, not_text
 
 
 class ChatStrategy:
@@ -41,16 +37,10 @@ class ChatStrategy:
     def plan(self, request: InfillRequest) -> InfillPlan:
         if request.num_tokens is not None:
             raise RequestError("strategy 'chat' cannot be told a length; leave num_tokens out")
-        language = request.language_id
-        line_start = request.prefix.rfind("\n") + 1
-        user = (
-            f"{_INSTRUCTION}\n\nThe code after the cursor:\n"
-            f"{FENCE}{language}\n{request.suffix}\n{FENCE}\n\nThe code before the cursor:\n"
-            f"{FENCE}{language}\n{request.prefix}\n{FENCE}"
-        )
-        reply_start = f"{FENCE}{language}\n{request.prefix[line_start:]}"
+        user, reply_start = describe_hole(request)
         prompt_ids, healed = heal(self._tokenizer, self._chat.prompt(user, reply_start))
-        check_fits(len(prompt_ids), self._config.canvas_length, self._config)
+        most = self._config.max_position_embeddings
+        check_fits(len(prompt_ids), self._config.canvas_length, most)
         vocab_size, length = self._config.vocab_size, self._config.canvas_length
         canvas = dataclasses.replace(
             Canvas.open(1, length, self._device),
@@ -66,19 +56,12 @@ class ChatStrategy:
             ContextTooLong: the conversation exceeds what the model can read.
         """
         prompt_ids = self._chat.conversation(request.turns)
-        check_fits(len(prompt_ids), self._config.canvas_length, self._config)
+        most = self._config.max_position_embeddings
+        check_fits(len(prompt_ids), self._config.canvas_length, most)
         open_canvas = Canvas.open(1, self._config.canvas_length, self._device)
         canvas = dataclasses.replace(open_canvas, banned=self._banned)
         return InfillPlan(prompt_ids, canvas, may_continue=True, is_reply=True)
 
     def cut(self, text: str, request: InfillRequest) -> str:
         text = cut_to_kind(text.split(f"\n{FENCE}", maxsplit=1)[0], request.kind)
-        return _without_overlap(text, request.suffix)
-
-
-def _without_overlap(text: str, suffix: str) -> str:
-    """Drop the end of `text` where it already says how `suffix` begins."""
-    for length in range(min(len(text), len(suffix)), 0, -1):
-        if text.endswith(suffix[:length]) and suffix[:length].strip():
-            return text[:-length]
-    return text
+        return without_overlap(text, request.suffix)

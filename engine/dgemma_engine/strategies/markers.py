@@ -13,13 +13,14 @@ import torch
 
 from ..canvas import EOM_ID, EXACT_ID, MID_ID, PAD_ID, Canvas, marked_canvas, marked_prompt
 from ..config import ModelConfig
+from ..edges import cut_to_kind, heal, last_tokens
 from ..errors import CheckpointError
 from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..special_tokens import LANGUAGE_TAGS
 from ..tokenizer import Tokenizer
 from ..types import Decoder, HoleKind, InfillRequest
-from .plan import InfillPlan, continuing, cut_to_kind, heal, last_tokens, not_text, token_mask
+from .plan import InfillPlan, continuing, not_text, token_mask
 
 
 @dataclass(frozen=True, slots=True)

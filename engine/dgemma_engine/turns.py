@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import ModelConfig
-from ..errors import ContextTooLong
-from ..tokenizer import Tokenizer
-from ..types import Role
+from .errors import ContextTooLong
+from .tokenizer import Tokenizer
+from .types import Role
 
 TURN_START, TURN_END = "<|turn>", "<turn|>"
 _CHANNEL_START, _CHANNEL_END = "<|channel>", "<channel|>"
@@ -67,9 +66,10 @@ def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(token_id for token_id in found if token_id is not None)
 
 
-def check_fits(num_tokens: int, canvas_length: int, config: ModelConfig) -> None:
-    if num_tokens + canvas_length > config.max_position_embeddings:
+def check_fits(num_tokens: int, canvas_length: int, most: int) -> None:
+    """Raise `ContextTooLong` where a prompt and a canvas exceed what the model reads."""
+    if num_tokens + canvas_length > most:
         raise ContextTooLong(
             f"{num_tokens} tokens of context and a canvas of {canvas_length} exceed the model's "
-            f"{config.max_position_embeddings}; shorten the prefix or the suffix"
+            f"{most}; shorten the prefix or the suffix"
         )
