@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -31,6 +32,7 @@ from dgemma_engine import (
 
 from . import __version__
 from .context import ContextBudget, build_request
+from .engines import ENGINES, build_engine
 from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
 from .ignored import holds_secrets
@@ -68,6 +70,21 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--engine and --engine-url, where a language server runs."""
+    command = click.option(
+        "--engine-url", default="", help="Address of that server, http://host:8000/v1."
+    )(command)
+    return click.option(
+        "--engine",
+        default="process",
+        show_default=True,
+        type=click.Choice(ENGINES),
+        help="Where the model runs: a process of this server, one that all windows share, or a "
+        "vLLM server that is there already.",
+    )(command)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dgemma-lsp")
 def cli() -> None:
@@ -76,6 +93,7 @@ def cli() -> None:
 
 @cli.command()
 @_engine_options
+@_place_options
 @click.option("--stdio", is_flag=True, help="Speak LSP on standard input and output (the default).")
 @click.option("--tcp", is_flag=True, help="Listen for one client on a TCP port.")
 @click.option("--ws", is_flag=True, help="Listen for one client on a WebSocket port.")
@@ -100,6 +118,8 @@ def serve(
     model: str,
     device: str,
     dtype: str,
+    engine: str,
+    engine_url: str,
     stdio: bool,
     tcp: bool,
     ws: bool,
@@ -112,8 +132,6 @@ def serve(
     """Run the language server."""
     if stdio + tcp + ws > 1:
         raise click.UsageError("choose one of --stdio, --tcp and --ws")
-    from dgemma_engine.process import EngineProcess
-
     from .server import configure_logging
     from .server import serve as serve_client
 
@@ -124,10 +142,8 @@ def serve(
         raise InputError(f"{error.filename} cannot be written: {error.strerror}") from error
     try:
         status = serve_client(
-            lambda settings, on_death: EngineProcess(
-                settings.model, settings.device, dtype, on_death=on_death
-            ),
-            Settings(model=model, device=device),
+            partial(build_engine, dtype=dtype),
+            Settings(model=model, device=device, engine=engine, engine_url=engine_url),
             transport="tcp" if tcp else "ws" if ws else "stdio",
             host=host,
             port=port,
@@ -288,11 +304,13 @@ def demo(model: str, device: str, dtype: str, seed: int) -> None:
 
 @cli.command()
 @_engine_options
-def doctor(model: str, device: str, dtype: str) -> None:
+@_place_options
+def doctor(model: str, device: str, dtype: str, engine: str, engine_url: str) -> None:
     """Tell what is installed, which device and model are used, and whether a fill works."""
     from .doctor import examine
 
-    report = examine(model, device, dtype)
+    chosen = Settings(model=model, device=device, engine=engine, engine_url=engine_url)
+    report = examine(chosen, dtype)
     console = Console(highlight=False, markup=False)
     for name, value in report.facts:
         console.print(Text.assemble((f"{name:>12}  ", "cyan"), value), soft_wrap=True)

@@ -20,10 +20,12 @@ from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 from pygls.lsp.client import LanguageClient
 
-from dgemma_engine import DGemmaError, InfillRequest
+from dgemma_engine import DGemmaError, InfillEngine, InfillRequest
 from dgemma_engine.process import EngineProcess
+from dgemma_engine.shared.client import SharedEngine
 
 from . import __version__
+from .engines import build_engine
 from .languages import LANGUAGES
 from .settings import Settings, project_folder, read_project
 from .syntax import has_grammar
@@ -46,11 +48,12 @@ class Report:
     problem: str | None = None
 
 
-def examine(model: str, device: str, dtype: str) -> Report:
+def examine(chosen: Settings, dtype: str = "auto") -> Report:
     """Look at the installation, load the model, fill one hole.
 
     Args:
-        model: as for `dgemma_engine.load_engine`, like `device` and `dtype`.
+        chosen: which model, on which device, in which engine.
+        dtype: as for `dgemma_engine.load_engine`.
     """
     report = Report()
     add = report.facts.append
@@ -69,8 +72,9 @@ def examine(model: str, device: str, dtype: str) -> Report:
         add(("settings", problem))
     try:
         start = time.monotonic()
-        engine = EngineProcess(model, device, dtype)
+        engine = build_engine(chosen, lambda error: None, dtype=dtype)
         info = engine.info
+        add(("engine", _where(engine, chosen)))
         add(("kernels", "PyTorch reference"))
         add(("device", f"{info.device} in {info.dtype}"))
         add(
@@ -90,20 +94,36 @@ def examine(model: str, device: str, dtype: str) -> Report:
             )
         )
         engine.close()  # before the server loads another one
-        add(("server", asyncio.run(_ask_a_server(model, device, dtype))))
+        add(("server", asyncio.run(_ask_a_server(chosen, dtype))))
     except (DGemmaError, JsonRpcException, OSError, TimeoutError) as error:
         report.problem = str(error) or type(error).__name__
     return report
 
 
-async def _ask_a_server(model: str, device: str, dtype: str) -> str:
+def _where(engine: InfillEngine, chosen: Settings) -> str:
+    """Which process has the model, and who uses it."""
+    if isinstance(engine, EngineProcess):
+        return f"process {engine.pid}, of the language server alone"
+    if isinstance(engine, SharedEngine):
+        clients = engine.status()["clients"]
+        this = {"label": engine.label, "pid": os.getpid()}
+        others = [one for one in clients if one != this]
+        names = [f"{one['label']} (process {one['pid']})" for one in others]
+        users = ", ".join(sorted(names)) or "nobody else"
+        return f"process {engine.pid}, shared with {users}; log {engine.place.log}"
+    return f"{chosen.engine} at {chosen.engine_url}"
+
+
+async def _ask_a_server(chosen: Settings, dtype: str) -> str:
     """Start a server, open a document in it, ask it twice, and end it.
 
     Raises:
         TimeoutError: it does not answer.
     """
     client = LanguageClient("dgemma-doctor", __version__)
-    options = ("--model", model, "--device", device, "--dtype", dtype, "--log-level", "warning")
+    options = ["--model", chosen.model, "--device", chosen.device, "--dtype", dtype]
+    options += ["--engine", chosen.engine, "--engine-url", chosen.engine_url]
+    options += ["--log-level", "warning"]
     started = time.monotonic()
     await client.start_io(sys.executable, "-m", "dgemma_lsp", "serve", *options)
     inline = types.InlineCompletionClientCapabilities()

@@ -41,7 +41,7 @@ from .protocol import OptIns
 from .related import RelatedText
 from .rpc import ExactProtocol
 from .scheduler import FillScheduler, OnDeath
-from .settings import Settings, read_project, read_settings
+from .settings import Settings, engine_choice, read_project, read_settings
 
 if TYPE_CHECKING:  # pygls has this name for type checkers only
     from pygls.server import ServerErrors
@@ -164,7 +164,7 @@ class DGemmaServer(LanguageServer):
         if before != settings:
             self.memory.forget()
             status.tell(self)
-        if (before.model, before.device) != (settings.model, settings.device):
+        if engine_choice(before) != engine_choice(settings):
             self.filler.scheduler.use()
 
     def _build_engine(self, on_death: OnDeath) -> InfillEngine:

@@ -28,7 +28,13 @@ else:
 SECTION = "dgemma"  # of workspace/configuration
 TABLE = "dgemma-lsp"  # of a project's pyproject.toml, below [tool]
 # A folder that was cloned may not choose what is loaded here, nor speak for the whole editor.
-_NOT_OF_A_PROJECT = frozenset({"model", "device", "enabled"})
+_NOT_OF_A_PROJECT = frozenset(
+    {"model", "device", "enabled", "engine", "engine_url", "engine_key_variable"}
+)
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
 
 
 def _whole(default: int | None, least: int, greatest: int, doc: str) -> Any:
@@ -45,6 +51,7 @@ def _list(default: tuple[str, ...], of: str, doc: str, choices: tuple[str, ...] 
 
 
 def _text(default: str, doc: str) -> Any:
+    """May be empty only if its default is."""
     return dataclasses.field(default=default, metadata={"doc": doc})
 
 
@@ -65,6 +72,20 @@ class Settings:
         "default", "`default` for the small model in the package, else a checkpoint folder."
     )
     device: str = _text("auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+    engine: str = _choice(
+        "process",
+        ("process", "shared", "vllm"),
+        "Where the model runs: `process` for a process of this server alone, `shared` for one that "
+        "all windows of this user share, `vllm` for a server that is there already (`engineUrl`).",
+    )
+    engine_url: str = _text(
+        "", "Address of that server, `http://host:8000/v1`. Code is sent there as you type."
+    )
+    engine_key_variable: str = _text(
+        "DGEMMA_ENGINE_KEY",
+        "Name of the environment variable with the key for that server. The key itself is never a "
+        "setting.",
+    )
     trigger: str = _choice(
         "automatic",
         ("automatic", "invoked"),
@@ -144,6 +165,17 @@ class Settings:
                 raise ValueError(f"{_camel(item.name)} {problem}")
 
 
+def engine_choice(settings: Settings) -> tuple[str, ...]:
+    """What the engine is built from: another one is needed when this changes."""
+    return (
+        settings.model,
+        settings.device,
+        settings.engine,
+        settings.engine_url,
+        settings.engine_key_variable,
+    )
+
+
 def schema() -> dict[str, dict[str, Any]]:
     """JSON schema of every setting, by its name in a configuration."""
     return {_camel(item.name): _schema(item) for item in fields(Settings)}
@@ -203,9 +235,10 @@ def read_project(folder: Path, base: Settings) -> tuple[Settings, list[str]]:
     table = tool.get(TABLE) if isinstance(tool, dict) else None
     problems: list[str] = []
     if isinstance(table, dict):
-        refused = sorted(_NOT_OF_A_PROJECT & set(table))
+        not_its_own = {_camel(name) for name in _NOT_OF_A_PROJECT}
+        refused = sorted(not_its_own & set(table))
         problems = [f"a project may not set {name!r}; set it in the editor" for name in refused]
-        table = {key: value for key, value in table.items() if key not in _NOT_OF_A_PROJECT}
+        table = {key: value for key, value in table.items() if key not in not_its_own}
     settings, more = read_settings(table, base)
     return settings, [f"{path}: {problem}" for problem in problems + more]
 
@@ -229,9 +262,9 @@ _PAGE = f"""\
 
 Each of these comes over the ones before it:
 
-1. `--model` and `--device` of `dgemma-lsp serve`;
+1. `--model`, `--device`, `--engine` and `--engine-url` of `dgemma-lsp serve`;
 2. the table `[tool.{TABLE}]` of the `pyproject.toml` in the folder that is open. A folder that
-   was cloned has no say in {", ".join(f"`{name}`" for name in sorted(_NOT_OF_A_PROJECT))};
+   was cloned has no say in {", ".join(f"`{_camel(name)}`" for name in sorted(_NOT_OF_A_PROJECT))};
 3. `initializationOptions`;
 4. the section `{SECTION}` of the editor's configuration, asked for with `workspace/configuration`
    or sent with `workspace/didChangeConfiguration`.
@@ -285,7 +318,7 @@ def _problem(item: dataclasses.Field[Any], value: Any) -> str | None:
     elif "choices" in metadata:
         if value not in metadata["choices"]:
             return f"must be one of {', '.join(metadata['choices'])}, got {_shown(value)}"
-    elif not isinstance(value, str) or not value:
+    elif not isinstance(value, str) or (item.default and not value):
         return f"must be a text, got {_shown(value)}"
     return None
 
@@ -298,10 +331,6 @@ def _meant(key: object, known: Mapping[str, object]) -> str:
 def _shown(value: object) -> str:
     shown = repr(list(value) if isinstance(value, tuple) else value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _camel(name: str) -> str:
-    return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
 
 
 if __name__ == "__main__":

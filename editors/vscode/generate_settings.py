@@ -17,6 +17,8 @@ MANIFEST = Path(__file__).parent / "package.json"
 
 # These name what is loaded on this machine: not for a workspace to say unasked.
 _MACHINE = {"model", "device"}
+# These name where code is sent, and with which key: not for a workspace to say at all.
+_USER_ONLY = {"engine", "engineUrl", "engineKeyVariable"}
 
 
 def properties() -> dict[str, Any]:
@@ -34,6 +36,7 @@ def manifest_text() -> str:
 def _property(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in entry.items() if key != "description"}
     scope = "machine-overridable" if name in _MACHINE else "window"
+    scope = "machine" if name in _USER_ONLY else scope
     return {**rest, "scope": scope, "markdownDescription": entry["description"]}
 
 

@@ -34,6 +34,7 @@ from .types import (
     InfillResult,
     JointRequest,
     JointResult,
+    ManyClientEngine,
     OnJointStep,
     OnStep,
     StopReason,
@@ -62,6 +63,7 @@ __all__ = [
     "InfillResult",
     "JointRequest",
     "JointResult",
+    "ManyClientEngine",
     "OnJointStep",
     "OnStep",
     "RequestError",
@@ -72,7 +74,9 @@ __all__ = [
 ]
 
 
-def load_engine(model: str = "default", device: str = "auto", dtype: str = "auto") -> InfillEngine:
+def load_engine(
+    model: str = "default", device: str = "auto", dtype: str = "auto"
+) -> ManyClientEngine:
     """Load a checkpoint and the infill strategy that suits it.
 
     Args:

@@ -1,13 +1,15 @@
 """The encoder's keys and values, and their reuse between calls.
 
 `KVCache` is what one prefix left behind; `PrefixCache` keeps it for the next prompt, which in an
-editor shares all but a few tokens with the last. Only the encoder writes either.
+editor shares all but a few tokens with the last; `PrefixCaches` keeps one for each of many clients.
+Only the encoder writes any of them.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +72,11 @@ class KVCache:
         """Count tokens that every layer has written."""
         self._length += num_tokens
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers, used or not."""
+        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         assert 0 <= length <= self._length, (length, self._length)
@@ -129,6 +136,11 @@ class PrefixCache:
         self._token_ids: list[int] = []
         self._cache: KVCache | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds."""
+        return 0 if self._cache is None else self._cache.num_bytes
+
     def encode(self, token_ids: Sequence[int]) -> tuple[KVCache, int]:
         """Return the cache of exactly `token_ids`, and how many of them it already held.
 
@@ -162,6 +174,65 @@ class PrefixCache:
         self._cache.truncate(shared)
         del self._token_ids[shared:]
         return self._cache, shared
+
+
+class ClientCaches(NamedTuple):
+    """What the last fill of a client left behind: of its prompt, and of what the judge read."""
+
+    prompt: PrefixCache
+    judged: PrefixCache
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they hold."""
+        return self.prompt.num_bytes + self.judged.num_bytes
+
+
+class PrefixCaches:
+    """`ClientCaches` for each client, within a plan of memory.
+
+    Args:
+        model: whose keys and values they hold.
+        max_bytes: for all of them. The one that is used may exceed it alone: without it there is
+            no fill.
+        max_clients: as many are kept at most.
+    """
+
+    def __init__(
+        self, model: DiffusionGemma, max_bytes: int = 2 << 30, max_clients: int = 256
+    ) -> None:
+        self._model = model
+        self.max_bytes = max_bytes
+        self._max_clients = max_clients
+        self._caches: OrderedDict[str, ClientCaches] = OrderedDict()  # the last used last
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all of them hold."""
+        return sum(caches.num_bytes for caches in self._caches.values())
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Whose are kept, the last used last."""
+        return tuple(self._caches)
+
+    def of(self, client: str) -> ClientCaches:
+        """The caches of a client, empty ones if it has none."""
+        if client not in self._caches:
+            self._caches[client] = ClientCaches(PrefixCache(self._model), PrefixCache(self._model))
+        self._caches.move_to_end(client)
+        return self._caches[client]
+
+    def trim(self) -> None:
+        """Let the ones go that were not used for longest, until the rest is within the plan."""
+        while len(self._caches) > 1 and (
+            len(self._caches) > self._max_clients or self.num_bytes > self.max_bytes
+        ):
+            self._caches.popitem(last=False)
+
+    def forget(self, client: str) -> None:
+        """Let a client's caches go."""
+        self._caches.pop(client, None)
 
 
 def _shared_length(left: Sequence[int], right: Sequence[int]) -> int:

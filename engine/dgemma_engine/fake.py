@@ -5,12 +5,14 @@ For tests of whatever sits above the engine, where the text of a fill must be ex
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
 from .errors import HolesTooFarApart
 from .types import (
     CancellationToken,
+    ChatRequest,
     Decoder,
     DraftStep,
     DraftToken,
@@ -30,8 +32,8 @@ class FakeEngine:
     """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
     Claims `confidence` for all of its text. Fills up to `most_together` holes together, if that is
-    more than one. Keeps every request it was given in `requests` and `joint_requests`, and how many
-    were cancelled in `num_cancelled`.
+    more than one. Keeps every request it was given in `requests` and `joint_requests`, how many
+    were cancelled in `num_cancelled`, and which clients left in `forgotten`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class FakeEngine:
         self.requests: list[InfillRequest] = []
         self.joint_requests: list[JointRequest] = []
         self.num_cancelled = 0
+        self.forgotten: list[str] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -77,6 +80,8 @@ class FakeEngine:
         request: JointRequest,
         on_step: OnJointStep | None = None,
         cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
     ) -> JointResult:
         """Each hole's answer; its pieces of text are as long as they are."""
         self.joint_requests.append(request)
@@ -97,11 +102,38 @@ class FakeEngine:
             results[0].stop_reason,
         )
 
+    def chat(
+        self,
+        request: ChatRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """A reply in two canvases, each of all passes: the answer to the last turn, twice."""
+        last = InfillRequest(request.turns[-1][1], "", deadline=request.deadline)
+        first = self.fill(last, on_step, cancel)
+
+        def add(step: DraftStep) -> None:
+            if on_step is not None:
+                on_step(dataclasses.replace(step, text=first.text + step.text))
+
+        second = self.fill(last, add, cancel)
+        return dataclasses.replace(second, text=first.text + second.text)
+
+    def forget(self, client: str) -> None:
+        self.forgotten.append(client)
+
+    def limit_caches(self, max_bytes: int) -> None:
+        pass
+
     def fill(
         self,
         request: InfillRequest,
         on_step: OnStep | None = None,
         cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
     ) -> InfillResult:
         self.requests.append(request)
         text = self._answer(request)

@@ -2,7 +2,7 @@
 
     InfillRequest -> InfillPlan (strategies/) -> encode what is new -> denoise -> InfillResult
 
-Owns the model, the tokenizer and the prefix cache. Knows no files except the checkpoint's.
+Owns the model, the tokenizer and the prefix caches. Knows no files except the checkpoint's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cache import KVCache, PrefixCache
+from .cache import KVCache, PrefixCaches
 from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs, read_json
 from .config import SamplerConfig
@@ -35,13 +35,15 @@ from .run_form import fastest_dtype
 from .sampler import noise
 from .special_tokens import LANGUAGE_TAGS
 from .stopping import criteria
-from .strategies import InfillPlan, InfillStrategy, choose_strategy
+from .strategies import ChatStrategy, InfillPlan, InfillStrategy, choose_strategy
 from .texts import Texts
 from .together import Together
 from .tokenizer import Tokenizer
 from .types import (
     CancellationToken,
+    ChatRequest,
     Decoder,
+    DraftStep,
     EngineInfo,
     HoleKind,
     InfillRequest,
@@ -113,7 +115,11 @@ class _Fill(NamedTuple):
 
 
 class DiffusionEngine:
-    """Fills holes with a diffusion model. One fill at a time; a second caller waits."""
+    """Fills holes with a diffusion model. One fill at a time; a second caller waits.
+
+    Attributes:
+        caches: what the last prompt of each client left behind.
+    """
 
     def __init__(
         self,
@@ -130,11 +136,12 @@ class DiffusionEngine:
         self._name = name
         self._confidence_threshold = confidence_threshold
         self._languages = languages
-        self._prefix_cache = PrefixCache(model)
+        self.caches = PrefixCaches(model)
         self._judge = Judge(model, tokenizer)
         self._texts = Texts(tokenizer, strategy)
         self._together = Together(model, strategy, self._texts, self._judge)
         self._lock = threading.Lock()
+        self._serve("")
 
     @property
     def info(self) -> EngineInfo:
@@ -179,16 +186,22 @@ class DiffusionEngine:
         request: JointRequest,
         on_step: OnJointStep | None = None,
         cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
     ) -> JointResult:
-        """Fill several holes on one canvas; see `InfillEngine.fill_together`."""
+        """Fill several holes on one canvas; see `ManyClientEngine.fill_together`."""
         with self._lock:
+            self._serve(client)
             started = time.monotonic()
             plan = self.strategy.plan_together(request)
             if cancel is not None:
                 cancel.raise_if_cancelled()
-            cache, _ = self._prefix_cache.encode(plan.prompt_ids)
-            encode_ms = (time.monotonic() - started) * 1000
-            fill = self._together.fill(cache, plan, request, on_step, cancel)
+            try:
+                cache, _ = self._prefix_cache.encode(plan.prompt_ids)
+                encode_ms = (time.monotonic() - started) * 1000
+                fill = self._together.fill(cache, plan, request, on_step, cancel)
+            finally:
+                self.caches.trim()
             total_ms = (time.monotonic() - started) * 1000
         timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
         return JointResult(fill.texts, fill.confidences, fill.num_passes, timings, fill.stop_reason)
@@ -198,19 +211,69 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None = None,
         cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
     ) -> InfillResult:
-        """Fill a hole; see `InfillEngine.fill`."""
+        """Fill a hole; see `ManyClientEngine.fill`."""
         with self._lock:
-            return self._fill(request, on_step, cancel)
+            self._serve(client)
+            try:
+                return self._fill(None, request, on_step, cancel)
+            finally:
+                self.caches.trim()
+
+    def chat(
+        self,
+        request: ChatRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """Reply in a conversation; see `ManyClientEngine.chat`."""
+        if not isinstance(self.strategy, ChatStrategy):
+            raise RequestError(
+                f"the model {self._name} fills holes and does not chat; ask for a completion, or "
+                "choose an instruction-tuned model"
+            )
+        plan = self.strategy.plan_reply(request)
+        hole = InfillRequest(
+            "",
+            "",
+            kind=HoleKind.SELECTION,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            deadline=request.deadline,
+        )
+        with self._lock:
+            self._serve(client)
+            try:
+                return self._fill(plan, hole, on_step, cancel)
+            finally:
+                self.caches.trim()
+
+    def forget(self, client: str) -> None:
+        """See `ManyClientEngine.forget`."""
+        with self._lock:
+            self.caches.forget(client)
+            self._serve("")
+
+    def _serve(self, client: str) -> None:
+        self._prefix_cache, self._judge.prefix_cache = self.caches.of(client)
+
+    def limit_caches(self, max_bytes: int) -> None:
+        """See `ManyClientEngine.limit_caches`."""
+        self.caches.max_bytes = max_bytes
 
     def _fill(
         self,
+        plan: InfillPlan | None,
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
     ) -> InfillResult:
         start = time.monotonic()
-        plan = self.strategy.plan(request)
+        plan = plan or self.strategy.plan(request)
         decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
         if request.draft:
             decoder = Decoder.DIFFUSION
@@ -244,7 +307,7 @@ class DiffusionEngine:
         token_ids = fill.draft.token_ids[: request.max_tokens]
         confidences = fill.draft.confidences[: len(token_ids)]
         entropies = fill.draft.entropies[: max(1, len(token_ids))]
-        text = self._texts.text(token_ids, plan.healed, request)
+        text = self._text(token_ids, plan, request)
         chances = [math.log(max(value, _LEAST_PROBABILITY)) for value in confidences]
         end = 0.0
         if fill.chain is not None:
@@ -272,7 +335,7 @@ class DiffusionEngine:
         if plan.rules is None or plan.judge is None or request.kind is not HoleKind.LINE:
             return fill
         copied = copy_from_context(request)
-        text = self._texts.text(fill.draft.token_ids, plan.healed, request)
+        text = self._text(fill.draft.token_ids, plan, request)
         token_ids = self.tokenizer.encode(plan.judge.healed + copied)
         if copied in ("", text) or request.num_tokens or len(token_ids) > request.max_tokens:
             return fill
@@ -323,11 +386,7 @@ class DiffusionEngine:
             )
             num_passes += 1
             if on_step is not None and has_written:
-                on_step(
-                    self._texts.step(
-                        num_passes - 1, request.max_tokens, draft, plan.healed, request
-                    )
-                )
+                on_step(self._show(num_passes - 1, request.max_tokens, draft, plan, request))
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE
                 break
@@ -361,7 +420,7 @@ class DiffusionEngine:
         ][-_MOST_CUTS:]
         if len(sizes) < 2:
             return draft, chain
-        texts = [self._texts.text(draft.token_ids[:size], plan.healed, request) for size in sizes]
+        texts = [self._text(draft.token_ids[:size], plan, request) for size in sizes]
         scores = self._judge.scores(plan.judge, texts)
         size = sizes[max(range(len(scores)), key=scores.__getitem__)]
         if size == length:
@@ -424,11 +483,7 @@ class DiffusionEngine:
                 num_passes += 1
                 if on_step is not None:
                     shown = join(done, self._read(last, canvas, surest_row(last, canvas)))
-                    on_step(
-                        self._texts.step(
-                            last.step, config.max_denoising_steps, shown, plan.healed, request
-                        )
-                    )
+                    on_step(self._show(last.step, config.max_denoising_steps, shown, plan, request))
                 reason = last.stop_reason or reason
                 if request.deadline is not None and time.monotonic() >= request.deadline:
                     reason = StopReason.DEADLINE if last.stop_reason is None else reason
@@ -501,7 +556,7 @@ class DiffusionEngine:
             num_passes += 1
             if on_step is not None:
                 draft = self._read(last, canvas, 0)
-                on_step(self._texts.step(last.step, num_steps, draft, plan.healed, request))
+                on_step(self._show(last.step, num_steps, draft, plan, request))
             reason = last.stop_reason or reason
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE if last.stop_reason is None else reason
@@ -512,7 +567,7 @@ class DiffusionEngine:
             return _Fill(done, num_passes, reason, None)
         best = done.token_ids
         if plan.judge is not None and request.strength < 1.0:
-            revised = self._texts.text(best, plan.healed, request)
+            revised = self._text(best, plan, request)
             scores = self._judge.scores(plan.judge, [request.draft, revised])
             best = draft_ids if scores[0] >= scores[1] else best
         written, chain = self._as_it_stands(plan, plan.rules, best)
@@ -524,7 +579,7 @@ class DiffusionEngine:
         """(N,) the rows whose drafts fit best before the suffix, as they stand."""
         assert plan.judge is not None
         drafts = [self._read(step, canvas, row) for row in range(len(canvas.token_ids))]
-        texts = [self._texts.text(draft.token_ids, plan.healed, request) for draft in drafts]
+        texts = [self._text(draft.token_ids, plan, request) for draft in drafts]
         scores = torch.tensor(self._judge.scores(plan.judge, texts))
         best = scores.topk(plan.num_refined).indices.sort().values
         return best.to(self.model.device)
@@ -542,7 +597,7 @@ class DiffusionEngine:
         best = own[0]
         if len(own) > 1:
             assert plan.judge is not None
-            texts = [self._texts.text(draft.token_ids, plan.healed, request) for draft in own]
+            texts = [self._text(draft.token_ids, plan, request) for draft in own]
             scores = self._judge.scores(plan.judge, texts)
             best = own[max(range(len(own)), key=scores.__getitem__)]
         (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [best.token_ids], rules)
@@ -579,6 +634,15 @@ class DiffusionEngine:
 
     def _read(self, step: DenoisingStep, canvas: Canvas, row: int) -> Draft:
         return read_draft(step, canvas, row, self.strategy.end_token_ids)
+
+    def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
+        return self._texts.text(token_ids, plan.healed, request, is_reply=plan.is_reply)
+
+    def _show(
+        self, step: int, max_steps: int, draft: Draft, plan: InfillPlan, request: InfillRequest
+    ) -> DraftStep:
+        text = self._text(draft.token_ids, plan, request)
+        return self._texts.step(step, max_steps, draft, plan.healed, text)
 
 
 def _next(

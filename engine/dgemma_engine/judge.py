@@ -42,12 +42,16 @@ class JudgePrompt:
 
 
 class Judge:
-    """Judges texts with a model's encoder; keeps the prefix encoded between calls."""
+    """Judges texts with a model's encoder.
+
+    Attributes:
+        prefix_cache: keeps the prefix encoded between calls.
+    """
 
     def __init__(self, model: DiffusionGemma, tokenizer: Tokenizer) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._prefix_cache = PrefixCache(model)
+        self.prefix_cache = PrefixCache(model)
 
     @torch.no_grad()
     def scores(self, prompt: JudgePrompt, texts: Sequence[str]) -> list[float]:
@@ -64,7 +68,7 @@ class Judge:
         width = max(map(len, rows))
         if width == 0:
             return [0.0] * len(texts)
-        cache, _ = self._prefix_cache.encode(prompt.prompt_ids)
+        cache, _ = self.prefix_cache.encode(prompt.prompt_ids)
         last = prompt.prompt_ids[-1]
         padded = [[last, *row, *([0] * (width - len(row)))] for row in rows]
         logits = self._model.continuation_logits(

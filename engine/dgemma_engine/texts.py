@@ -20,15 +20,21 @@ class Texts:
         self._tokenizer = tokenizer
         self._strategy = strategy
 
-    def text(self, token_ids: Sequence[int], healed: bytes, request: InfillRequest) -> str:
-        """What would be inserted."""
-        text = self._tokenizer.decode_bytes(list(token_ids)).removeprefix(healed)
-        return self._strategy.cut(text.decode("utf-8", errors="ignore"), request)
+    def text(
+        self,
+        token_ids: Sequence[int],
+        healed: bytes,
+        request: InfillRequest,
+        *,
+        is_reply: bool = False,
+    ) -> str:
+        """What would be inserted; a reply in a conversation is not cut to a hole."""
+        data = self._tokenizer.decode_bytes(token_ids).removeprefix(healed)
+        text = data.decode("utf-8", errors="ignore")
+        return text if is_reply else self._strategy.cut(text, request)
 
-    def step(
-        self, step: int, max_steps: int, draft: Draft, healed: bytes, request: InfillRequest
-    ) -> DraftStep:
-        """A draft as a caller may show it."""
+    def step(self, step: int, max_steps: int, draft: Draft, healed: bytes, text: str) -> DraftStep:
+        """A draft, of which `text` would be inserted, as a caller may show it."""
         texts = [self._tokenizer.decode([token_id]) for token_id in draft.token_ids]
         if texts:  # what the first token repeats is not part of the draft
             first = self._tokenizer.token_bytes(draft.token_ids[0]).removeprefix(healed)
@@ -37,7 +43,7 @@ class Texts:
         return DraftStep(
             step=step,
             max_steps=max_steps,
-            text=self.text(draft.token_ids, healed, request),
+            text=text,
             tokens=tokens,
             mean_entropy=sum(draft.entropies) / len(draft.entropies),
         )

@@ -89,12 +89,14 @@ class Together:
             num_passes += 1
             drafts = self._read(step, plan)
             if on_step is not None:
+                texts = [
+                    self._texts.text(draft.token_ids, plan.healed[hole], request.hole(hole))
+                    for hole, draft in enumerate(drafts)
+                ]
                 on_step(
                     tuple(
-                        self._texts.step(
-                            step.step, num_steps, draft, plan.healed[hole], request.hole(hole)
-                        )
-                        for hole, draft in enumerate(drafts)
+                        self._texts.step(step.step, num_steps, draft, healed, text)
+                        for draft, healed, text in zip(drafts, plan.healed, texts, strict=True)
                     )
                 )
             reason = step.stop_reason or reason

@@ -347,3 +347,86 @@ class InfillEngine(Protocol):
     def close(self) -> None:
         """Let go of everything; no call may follow."""
         ...
+
+
+class Role(str, Enum):
+    """Who says something in a conversation."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A conversation that the model is to go on with.
+
+    Attributes:
+        turns: role and text of each, the oldest first; the last one is the user's.
+        max_tokens: longest reply, >= 1.
+        seed: of the noise.
+        deadline: `time.monotonic()` seconds after which the draft at hand is returned, or None.
+
+    Raises:
+        RequestError: at construction, if there is no turn, or the last is not the user's.
+    """
+
+    turns: tuple[tuple[Role, str], ...]
+    max_tokens: int = 256
+    seed: int = 0
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.turns or self.turns[-1][0] is not Role.USER:
+            raise RequestError("the last turn of a conversation must be the user's")
+
+
+class ManyClientEngine(InfillEngine, Protocol):
+    """An engine that remembers the last prompt of each of many clients."""
+
+    def chat(
+        self,
+        request: ChatRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """Reply. Arguments and errors as for `fill`.
+
+        A long reply is written canvas by canvas: the text before a step 0 does not change any more.
+
+        Raises:
+            RequestError: also if the model fills holes only.
+        """
+        ...
+
+    def fill(
+        self,
+        request: InfillRequest,
+        on_step: OnStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> InfillResult:
+        """As `InfillEngine.fill`, beside what the last prompt of `client` left behind."""
+        ...
+
+    def fill_together(
+        self,
+        request: JointRequest,
+        on_step: OnJointStep | None = None,
+        cancel: CancellationToken | None = None,
+        *,
+        client: str = "",
+    ) -> JointResult:
+        """As `InfillEngine.fill_together`, beside what the last prompt of `client` left behind."""
+        ...
+
+    def forget(self, client: str) -> None:
+        """Free what is held for a client. Waits for a fill that runs."""
+        ...
+
+    def limit_caches(self, max_bytes: int) -> None:
+        """Hold no more than this for all clients together, from the next fill on."""
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from dgemma_engine import (
 )
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
+from dgemma_engine.strategies import ChatStrategy
+from dgemma_engine.types import ChatRequest, Role
 
 from .tiny import CHAT_TOKENS, SAMPLE, save_checkpoint
 from .tiny import sample_request as request
@@ -287,3 +290,30 @@ def test_what_is_rendered_is_what_is_read(engine: DiffusionEngine) -> None:
     assert prompt.startswith("prompt (")
     assert "slots to fill⟩" in canvas
     assert request().suffix.split()[0] in shown
+
+
+def test_a_conversation_is_gone_on_with(tmp_path: Path) -> None:
+    """Canvas by canvas until it is long enough; what was shown before a step 0 stays."""
+    engine = build_engine(str(save_checkpoint(tmp_path / "chat", CHAT_TOKENS)), "cpu", "float32")
+    assert isinstance(engine.strategy, ChatStrategy)
+    turns = ((Role.SYSTEM, "Be brief."), (Role.USER, "def add(left,"), (Role.ASSISTANT, "x"))
+    request = ChatRequest((*turns, (Role.USER, "print(index)")), max_tokens=100)
+    steps: list[DraftStep] = []
+    result = engine.chat(request, steps.append)
+    assert result.text == engine.chat(request).text
+    assert result.text != engine.chat(dataclasses.replace(request, seed=1)).text
+    begins = [index for index, step in enumerate(steps) if step.step == 0 and index > 0]
+    for index in begins:
+        assert all(step.text.startswith(steps[index - 1].text) for step in steps[index:])
+    prompt = engine.tokenizer.render(engine.strategy.plan_reply(request).prompt_ids)
+    assert prompt.startswith("<bos><|turn>system\nBe brief.<turn|>\n<|turn>user\ndef add(left,")
+    assert "<|turn>model\nx<turn|>\n" in prompt
+    assert prompt.endswith("<|turn>model\n<|channel>thought\n<channel|>")
+
+
+def test_a_model_that_fills_holes_does_not_chat() -> None:
+    """It says so, and what it can do."""
+    with pytest.raises(RequestError, match="fills holes and does not chat"):
+        build_engine().chat(ChatRequest(((Role.USER, "hello"),)))
+    with pytest.raises(RequestError, match="must be the user's"):
+        ChatRequest(((Role.ASSISTANT, "hello"),))

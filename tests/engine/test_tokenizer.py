@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
 from dgemma_engine import CheckpointError
+from dgemma_engine.edges import heal, last_tokens
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
-from dgemma_engine.strategies.plan import heal, last_tokens
 from dgemma_engine.tokenizer import Tokenizer
 
 from .tiny import build_tokenizer

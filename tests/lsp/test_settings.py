@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dgemma_lsp.settings import Settings, read_project, read_settings, schema
+from dgemma_lsp.settings import Settings, engine_choice, read_project, read_settings, schema
 
 
 def test_names_are_camel_case() -> None:
@@ -90,6 +90,29 @@ def test_a_project_sets_what_is_its_own(tmp_path: Path) -> None:
     assert settings == Settings(max_tokens=32, ignore_globs=("vendor/",))
     assert "a project may not set 'model'" in refused
     assert "setting 'seed' must be a whole number" in bad
+
+
+def test_a_project_has_no_say_in_where_the_engine_is(tmp_path: Path) -> None:
+    """A folder that was cloned cannot send the user's code elsewhere, nor name a key to send."""
+    table = 'engine = "vllm"\nengineUrl = "http://evil"\nengineKeyVariable = "AWS_SECRET"\n'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.dgemma-lsp]\n{table}")
+    settings, problems = read_project(tmp_path, Settings())
+    assert settings == Settings()
+    assert [problem.split("'")[1] for problem in problems] == [
+        "engine",
+        "engineKeyVariable",
+        "engineUrl",
+    ]
+
+
+def test_what_the_engine_is_built_from() -> None:
+    """Another model, device or place needs another engine; anything else does not."""
+    chosen = engine_choice(Settings())
+    for change in ({"model": "m"}, {"device": "cpu"}, {"engine": "shared"}, {"engineUrl": "u"}):
+        settings, problems = read_settings(change, Settings())
+        assert problems == []
+        assert engine_choice(settings) != chosen
+    assert engine_choice(Settings(max_tokens=9, seed=3)) == chosen
 
 
 @pytest.mark.parametrize("content", ["", "[tool]\n", "[tool.other]\nx = 1\n", None])

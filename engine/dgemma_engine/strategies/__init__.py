@@ -18,13 +18,13 @@ from ..canvas import EOM_ID
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..tokenizer import Tokenizer
+from ..turns import TURN_START
 from .chat import ChatStrategy
 from .lengths import LengthStrategy
 from .markers import MarkerLayout, MarkerStrategy
 from .plan import InfillPlan, InfillStrategy, JointPlan
-from .turns import TURN_START
 
-__all__ = ["InfillPlan", "InfillStrategy", "JointPlan", "choose_strategy"]
+__all__ = ["ChatStrategy", "InfillPlan", "InfillStrategy", "JointPlan", "choose_strategy"]
 
 
 def choose_strategy(

@@ -8,17 +8,13 @@ import torch
 
 from ..canvas import Canvas
 from ..config import ModelConfig
+from ..edges import cut_to_kind, heal, without_overlap
 from ..errors import RequestError
+from ..layouts import describe_hole
 from ..tokenizer import Tokenizer
-from ..types import InfillRequest, JointRequest
-from .plan import InfillPlan, JointPlan, continuing, cut_to_kind, heal, not_text, one_by_one
-from .turns import FENCE, Chat, check_fits, end_ids
-
-_INSTRUCTION = (
-    "Write the code that belongs at the cursor. Reply with one code block that continues exactly "
-    "where the code before the cursor stops and ends exactly where the code after it starts. "
-    "Repeat neither of them."
-)
+from ..turns import FENCE, Chat, check_fits, end_ids
+from ..types import ChatRequest, InfillRequest, JointRequest
+from .plan import InfillPlan, JointPlan, continuing, not_text, one_by_one
 
 
 class ChatStrategy:
@@ -42,16 +38,10 @@ class ChatStrategy:
     def plan(self, request: InfillRequest) -> InfillPlan:
         if request.num_tokens is not None:
             raise RequestError("strategy 'chat' cannot be told a length; leave num_tokens out")
-        language = request.language_id
-        line_start = request.prefix.rfind("\n") + 1
-        user = (
-            f"{_INSTRUCTION}\n\nThe code after the cursor:\n"
-            f"{FENCE}{language}\n{request.suffix}\n{FENCE}\n\nThe code before the cursor:\n"
-            f"{FENCE}{language}\n{request.prefix}\n{FENCE}"
-        )
-        reply_start = f"{FENCE}{language}\n{request.prefix[line_start:]}"
+        user, reply_start = describe_hole(request)
         prompt_ids, healed = heal(self._tokenizer, self._chat.prompt(user, reply_start))
-        check_fits(len(prompt_ids), self._config.canvas_length, self._config)
+        most = self._config.max_position_embeddings
+        check_fits(len(prompt_ids), self._config.canvas_length, most)
         vocab_size, length = self._config.vocab_size, self._config.canvas_length
         canvas = dataclasses.replace(
             Canvas.open(1, length, self._device),
@@ -60,17 +50,22 @@ class ChatStrategy:
         )
         return InfillPlan(prompt_ids, canvas, healed, may_continue=True)
 
+    def plan_reply(self, request: ChatRequest) -> InfillPlan:
+        """What to run for the next turn of a conversation.
+
+        Raises:
+            ContextTooLong: the conversation exceeds what the model can read.
+        """
+        prompt_ids = self._chat.conversation(request.turns)
+        most = self._config.max_position_embeddings
+        check_fits(len(prompt_ids), self._config.canvas_length, most)
+        open_canvas = Canvas.open(1, self._config.canvas_length, self._device)
+        canvas = dataclasses.replace(open_canvas, banned=self._banned)
+        return InfillPlan(prompt_ids, canvas, may_continue=True, is_reply=True)
+
     def plan_together(self, request: JointRequest) -> JointPlan:
         raise one_by_one(self.name)
 
     def cut(self, text: str, request: InfillRequest) -> str:
         text = cut_to_kind(text.split(f"\n{FENCE}", maxsplit=1)[0], request.kind)
-        return _without_overlap(text, request.suffix)
-
-
-def _without_overlap(text: str, suffix: str) -> str:
-    """Drop the end of `text` where it already says how `suffix` begins."""
-    for length in range(min(len(text), len(suffix)), 0, -1):
-        if text.endswith(suffix[:length]) and suffix[:length].strip():
-            return text[:-length]
-    return text
+        return without_overlap(text, request.suffix)

@@ -22,22 +22,14 @@ from ..canvas import (
     marked_prompt,
 )
 from ..config import ModelConfig
+from ..edges import cut_to_kind, heal, last_tokens
 from ..errors import CheckpointError, HolesTooFarApart
 from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..special_tokens import LANGUAGE_TAGS
 from ..tokenizer import Tokenizer
 from ..types import Decoder, HoleKind, InfillRequest, JointRequest
-from .plan import (
-    InfillPlan,
-    JointPlan,
-    continuing,
-    cut_to_kind,
-    heal,
-    last_tokens,
-    not_text,
-    token_mask,
-)
+from .plan import InfillPlan, JointPlan, continuing, not_text, token_mask
 
 # A canvas of several holes shows at least so much of what follows the last, in tokens.
 _LEAST_SUFFIX = 8

@@ -1,8 +1,7 @@
-"""What a strategy makes of a request, and what all strategies do alike at the edges of a hole."""
+"""What a strategy makes of a request: prompt, canvas, and which tokens may stand where."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +15,7 @@ from ..errors import RequestError
 from ..judge import JudgePrompt
 from ..left_to_right import CausalRules
 from ..tokenizer import Tokenizer
-from ..types import Decoder, HoleKind, InfillRequest, JointRequest
+from ..types import Decoder, InfillRequest, JointRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,7 @@ class InfillPlan:
         probe_passes: see above.
         exact_canvas: the canvas of some of these lengths, a row each.
         judge: what drafts are compared by; None where there is only one.
+        is_reply: the text has the shape of no hole and is not cut.
     """
 
     prompt_ids: list[int]
@@ -53,6 +53,7 @@ class InfillPlan:
     probe_passes: int = 0
     exact_canvas: Callable[[Sequence[int]], Canvas] | None = None
     judge: JudgePrompt | None = None
+    is_reply: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +126,6 @@ def not_text(
     return token_mask([*specials, *unused], config.vocab_size, device)
 
 
-def heal(tokenizer: Tokenizer, token_ids: list[int]) -> tuple[list[int], bytes]:
-    """Take back the last token before the cursor, which may be the start of a longer one.
-
-    The first token of the hole then has to begin with the bytes taken back.
-
-    Returns:
-        the remaining ids, and the bytes taken back (empty if none were).
-    """
-    last = tokenizer.token_bytes(token_ids[-1]) if token_ids else b""
-    return (token_ids[:-1], last) if last else (token_ids, b"")
-
-
 def continuing(
     tokenizer: Tokenizer, healed: bytes, vocab_size: int, device: torch.device
 ) -> Tensor | None:
@@ -144,28 +133,3 @@ def continuing(
     if not healed:
         return None
     return token_mask(tokenizer.ids_starting_with(healed), vocab_size, device)
-
-
-def last_tokens(tokenizer: Tokenizer, token_ids: list[int], limit: int) -> list[int]:
-    """The end of a prefix, from a start that stays put while text is typed behind it.
-
-    Dropping exactly what is too much would move every token at each keystroke and leave nothing of
-    the cache. The start therefore moves by a quarter of the limit at a time, then to a line start.
-    """
-    if len(token_ids) <= limit:
-        return token_ids
-    chunk = max(1, limit // 4)
-    start = -(-(len(token_ids) - limit) // chunk) * chunk
-    for index in range(start, min(start + chunk, len(token_ids))):
-        if tokenizer.token_bytes(token_ids[index]).startswith(b"\n"):
-            return token_ids[index:]
-    return token_ids[start:]
-
-
-def cut_to_kind(text: str, kind: HoleKind) -> str:
-    """Cut text to the shape of the hole: a line ends at a line break, a block holds whole lines."""
-    if kind is HoleKind.LINE:
-        return re.split(r"[\r\n]", text, maxsplit=1)[0]
-    if kind is HoleKind.BLOCK:
-        return text.rstrip()
-    return text

@@ -1,0 +1,50 @@
+"""A shared engine with a scripted model: `dgemma-engine serve` as far as its clients can tell.
+
+    python shared_of_fakes.py ANSWER PASS_SECONDS serve [OPTIONS]
+
+An ANSWER of one of these words does what it says instead: "die" ends with status 4 before anything
+listens, "refuse" raises CheckpointError while loading, "slow" loads for a second, "raise" fails in
+every fill with an error nobody foresaw. Else a fill is ANSWER and the request's prefix.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from dgemma_engine import CheckpointError, InfillRequest
+from dgemma_engine import __main__ as command
+from dgemma_engine.fake import FakeEngine
+
+
+def main(answer: str, pass_seconds: str, *arguments: str) -> None:
+    if answer == "die":
+        print("no room for the model")
+        sys.stdout.flush()
+        os._exit(4)
+
+    def respond(request: InfillRequest) -> str:
+        if answer == "raise":
+            raise RuntimeError(request.prefix)
+        if len(engine.requests) > 8:  # thousands of texts would look like a leak
+            engine.requests.clear()
+        return f"{answer} {request.prefix}"
+
+    engine = FakeEngine(respond, num_passes=20, pass_seconds=float(pass_seconds))
+
+    def load(model: str, device: str, dtype: str) -> FakeEngine:
+        if answer == "refuse":
+            raise CheckpointError("it has no config.json")
+        if answer == "slow":
+            time.sleep(1.0)
+        return engine
+
+    import dgemma_engine
+
+    dgemma_engine.load_engine = load
+    command.main(list(arguments))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
