@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -291,6 +292,28 @@ def test_a_stranger_behind_the_address_learns_nothing(run_folder: Path) -> None:
         thread.join()
     assert b"secret" not in heard[0]
     assert heard[1] == b""
+
+
+def test_the_command_tells_and_ends(attach: Attach) -> None:
+    """Whether one runs, who uses it; and it ends when it is told to."""
+
+    def command(word: str) -> str:
+        return subprocess.run(
+            [*fakes(), word],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        ).stdout
+
+    assert command("stop") == "none runs\n"
+    engine = attach(label="somebody")
+    told = json.loads(command("status"))
+    assert told["pid"] == engine.pid
+    assert "somebody" in {client["label"] for client in told["clients"]}
+    assert command("stop") == f"process {engine.pid} was told to end\n"
+    wait_for(lambda: not is_alive(engine.pid))
+    assert not engine.place.socket.exists()
 
 
 def test_results_are_whole(attach: Attach) -> None:
