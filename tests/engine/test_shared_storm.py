@@ -39,7 +39,7 @@ def check(storm: Storm) -> None:
 async def test_a_short_storm(attach: Attach) -> None:
     """A scripted engine that has time for a tenth of what is asked: every client gets fills."""
     engine = attach(pass_seconds=0.002)
-    storm = await run_storm(engine.place.socket, clients=50, rate=5.0, seconds=3.0)
+    storm = await run_storm(engine.place.socket, clients=50, rate=5.0, seconds=2.0)
     print(storm.report())
     check(storm)
     assert len(storm.filled_clients) == 50
