@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 
 import click
@@ -116,6 +117,20 @@ def status(model: str, device: str, dtype: str) -> None:
     """Tell whether an engine of this model runs, and who uses it."""
     found = running_status(model, device, dtype)
     click.echo("none runs" if found is None else json.dumps(found, indent=2))
+
+
+@cli.command()
+@_MODEL
+@_DEVICE
+@_DTYPE
+def stop(model: str, device: str, dtype: str) -> None:
+    """End the engine of this model. Windows that use it start another one."""
+    found = running_status(model, device, dtype)
+    if found is None:
+        click.echo("none runs")
+        return
+    os.kill(found["pid"], signal.SIGTERM)
+    click.echo(f"process {found['pid']} was told to end")
 
 
 def _http(address: str, no_token: bool, context_chars: int, place: Place) -> Background:

@@ -18,7 +18,7 @@ SCRIPT = str(Path(__file__).with_name("shared_of_fakes.py"))
 Attach = Callable[..., SharedEngine]
 
 
-def fakes(answer: str = "answer", pass_seconds: float = 0.005) -> tuple[str, ...]:
+def fakes(answer: str = "answer {prefix}", pass_seconds: float = 0.005) -> tuple[str, ...]:
     """The command of a scripted engine."""
     return (sys.executable, SCRIPT, answer, str(pass_seconds))
 
@@ -55,7 +55,7 @@ def attach(run_folder: Path) -> Iterator[Attach]:
     pids: set[int] = set()
 
     def build(
-        answer: str = "answer", pass_seconds: float = 0.005, **options: object
+        answer: str = "answer {prefix}", pass_seconds: float = 0.005, **options: object
     ) -> SharedEngine:
         arguments = {"command": fakes(answer, pass_seconds), **options}
         engine = SharedEngine(**arguments)  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
     python shared_of_fakes.py ANSWER PASS_SECONDS serve [OPTIONS]
 
 An ANSWER of one of these words does what it says instead: "die" ends with status 4 before anything
-listens, "refuse" raises CheckpointError while loading, "slow" loads for a second, "raise" fails in
-every fill with an error nobody foresaw. Else a fill is ANSWER and the request's prefix.
+listens, "refuse" raises CheckpointError while loading, "raise" fails in every fill with an error
+nobody foresaw. Else a fill is ANSWER, with the request's prefix for "{prefix}"; one that begins
+with "slow" loads for half a second.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ def main(answer: str, pass_seconds: str, *arguments: str) -> None:
             raise RuntimeError(request.prefix)
         if len(engine.requests) > 8:  # thousands of texts would look like a leak
             engine.requests.clear()
-        return f"{answer} {request.prefix}"
+        return answer.replace("{prefix}", request.prefix)
 
     engine = FakeEngine(respond, num_passes=20, pass_seconds=float(pass_seconds))
 
     def load(model: str, device: str, dtype: str) -> FakeEngine:
         if answer == "refuse":
             raise CheckpointError("it has no config.json")
-        if answer == "slow":
-            time.sleep(1.0)
+        if answer.startswith("slow"):
+            time.sleep(0.5)
         return engine
 
     import dgemma_engine

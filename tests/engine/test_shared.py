@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -32,7 +33,7 @@ from dgemma_engine import (
 )
 from dgemma_engine.process import EngineDied
 from dgemma_engine.shared.client import SharedEngine, running_status
-from dgemma_engine.shared.places import place_of
+from dgemma_engine.shared.places import FileLock, place_of
 
 from .shared_fixtures import Attach, attach, fakes, is_alive, run_folder, wait_for
 
@@ -111,7 +112,7 @@ def test_it_waits_while_the_model_loads(attach: Attach) -> None:
     """And an error of loading is the one that the engine raised; the next start tries again."""
     start = time.monotonic()
     assert attach("slow").fill(REQUEST).text.startswith("slow")
-    assert time.monotonic() - start >= 1.0
+    assert time.monotonic() - start >= 0.5
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         attach("refuse", device="cpu")
     assert attach("better", device="cpu").fill(REQUEST).text.startswith("better")
@@ -243,8 +244,8 @@ def test_death_in_the_middle_of_fills(attach: Attach) -> None:
 
 def test_it_ends_when_nobody_is_left(attach: Attach) -> None:
     """After the time it was told, not before; it leaves no socket."""
-    engine = attach(idle_minutes=0.01)
-    time.sleep(1.0)
+    engine = attach(idle_minutes=0.005)
+    time.sleep(0.5)
     assert is_alive(engine.pid)
     engine.close()
     wait_for(lambda: not is_alive(engine.pid))
@@ -275,10 +276,10 @@ def test_loopback_with_a_token(attach: Attach) -> None:
         process.terminate()
 
 
-def test_a_stranger_behind_the_address_learns_nothing(run_folder: Path) -> None:
-    """A server that does not know the token is not told any code."""
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        place = place_of("default")
+def test_a_stranger_behind_the_address_learns_nothing(attach: Attach) -> None:
+    """A server that does not know the token is told no code; one without a lock is not asked."""
+    place = place_of("default")
+    with socket.create_server(("127.0.0.1", 0)) as stranger, FileLock(place.held) as lock:
         address = f'{{"port": {stranger.getsockname()[1]}, "token": "secret"}}'
         place.address.write_text(address)
         heard: list[bytes] = []
@@ -293,6 +294,9 @@ def test_a_stranger_behind_the_address_learns_nothing(run_folder: Path) -> None:
                 connection.sendall(frame({"type": "welcome", "proof": "guess", "pid": 1}))
                 heard.append(connection.recv(4096))
 
+        with pytest.raises(EngineUnavailable, match="no shared engine runs"):
+            SharedEngine(command=None)
+        assert lock.acquire()
         thread = threading.Thread(target=listen)
         thread.start()
         with pytest.raises(EngineUnavailable, match="not a shared engine"):
@@ -300,6 +304,29 @@ def test_a_stranger_behind_the_address_learns_nothing(run_folder: Path) -> None:
         thread.join()
     assert b"secret" not in heard[0]
     assert heard[1] == b""
+    assert attach().fill(REQUEST).text.startswith("answer")
+
+
+def test_the_command_tells_and_ends(attach: Attach) -> None:
+    """Whether one runs, who uses it; and it ends when it is told to."""
+
+    def command(word: str) -> str:
+        return subprocess.run(
+            [*fakes(), word],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        ).stdout
+
+    assert command("stop") == "none runs\n"
+    engine = attach(label="somebody")
+    told = json.loads(command("status"))
+    assert told["pid"] == engine.pid
+    assert "somebody" in {client["label"] for client in told["clients"]}
+    assert command("stop") == f"process {engine.pid} was told to end\n"
+    wait_for(lambda: not is_alive(engine.pid))
+    assert not engine.place.socket.exists()
 
 
 def test_results_are_whole(attach: Attach) -> None:

@@ -148,7 +148,7 @@ def served(folder: Path, *command: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A scripted engine whose fills take 20 passes of a millisecond."""
-    with served(tmp_path_factory.mktemp("run"), *fakes("answer", 0.001)) as started:
+    with served(tmp_path_factory.mktemp("run"), *fakes(pass_seconds=0.001)) as started:
         yield started
 
 
@@ -332,7 +332,7 @@ def test_bodies_are_read_or_refused(data: bytes) -> None:
 
 def test_a_client_that_goes_away_takes_its_fill_along(tmp_path: Path) -> None:
     """A request that would take 20 s ends when its connection does, waiting or running."""
-    with served(tmp_path, *fakes("answer", 1.0)) as server:
+    with served(tmp_path, *fakes(pass_seconds=1.0)) as server:
         connections = [server.connect(), server.connect()]
         headers = {"Authorization": f"Bearer {server.token}", "Content-Type": "application/json"}
         for connection, stream in zip(connections, (False, True), strict=True):

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from dgemma_engine import CheckpointError, InfillRequest
+from dgemma_engine import CheckpointError, EngineUnavailable, InfillRequest
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.scheduler import OnDeath
 from dgemma_lsp.server import Transport, serve
@@ -27,6 +27,7 @@ def main(
     pass_seconds: float = 0.0,
     load_seconds: float = 0.0,
     models: tuple[str, ...] = ("default",),
+    urls: tuple[str, ...] = ("",),
     fill_error: str | None = None,
     torch_report: str | None = None,
     transport: Transport = "stdio",
@@ -36,6 +37,7 @@ def main(
 
     Args:
         models: that can be loaded; the others raise CheckpointError.
+        urls: of `engine_url`, where an engine is; the others raise EngineUnavailable.
         fill_error: every fill raises a RuntimeError with this text.
         torch_report: file that says at the end whether torch was imported.
     """
@@ -52,6 +54,8 @@ def main(
         time.sleep(load_seconds)
         if settings.model not in models:
             raise CheckpointError(f"{settings.model} is not a checkpoint; choose another model")
+        if settings.engine_url not in urls:
+            raise EngineUnavailable(f"there is no engine at {settings.engine_url!r}")
         return FakeEngine(respond, num_passes=num_passes, pass_seconds=pass_seconds)
 
     status = serve(build_engine, transport=transport, port=port)

@@ -268,6 +268,19 @@ def test_bad_settings_are_told_once() -> None:
         assert "unknown setting 'modle'" in second
 
 
+def test_another_engine_is_built_when_its_place_is_changed() -> None:
+    """The model stays as it is; the server that holds it is another: no restart."""
+    options = {"urls": ["http://there:1/v1"]}
+    with RawClient(SCRIPTED, json.dumps(options)) as client:
+        client.initialize(options={"engine": "vllm"}, textDocument={"inlineCompletion": {}})
+        client.open(URI, TEXT)
+        assert items(client) == []
+        there = {"engine": "vllm", "engineUrl": "http://there:1/v1"}
+        client.notify("workspace/didChangeConfiguration", {"settings": {"dgemma": there}})
+        assert len(items(client)) == 1
+        assert client.close() == 0
+
+
 def test_another_model_is_loaded_when_it_is_chosen() -> None:
     """A model that cannot be loaded, then one that can: no restart."""
     options = {"models": ["default", "better"]}

@@ -56,6 +56,28 @@ def ask(client: RawClient) -> list[dict[str, object]]:
     return items
 
 
+def test_two_servers_attach_to_the_engine_that_runs(run_folder: Path) -> None:
+    """Both are answered by it, one is killed, the other and the engine live on."""
+    command = (sys.executable, FAKES, "width * height", "0.001")
+    starter = SharedEngine(device="cpu", command=command)
+    with RawClient(*SERVE) as one, RawClient(*SERVE) as two:
+        for client in (one, two):
+            client.initialize(textDocument={"inlineCompletion": {}})
+            client.open(URI, TEXT)
+        for client in (one, two):
+            assert [item["insertText"] for item in ask(client)] == ["width * height"]
+        users = {client["pid"] for client in starter.status()["clients"]} - {os.getpid()}
+        assert users == {one.process.pid, two.process.pid}
+        one.process.kill()
+        one.process.wait()
+        assert [item["insertText"] for item in ask(two)] == ["width * height"]
+        assert two.close() == 0
+    assert is_alive(starter.pid)
+    starter.close()
+    os.kill(starter.pid, signal.SIGTERM)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who uses how much memory")
 def test_two_servers_one_engine(run_folder: Path) -> None:
     """The shipped model, over stdio: the memory of one model, the same answers, one killed."""
@@ -81,13 +103,14 @@ def test_two_servers_one_engine(run_folder: Path) -> None:
     os.kill(engine, signal.SIGTERM)
 
 
-async def test_the_engine_is_killed_ten_times_in_mid_fill(run_folder: Path) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+async def test_the_engine_is_killed_in_mid_fill(run_folder: Path, times: int) -> None:
     """Each time the status says so and the next request is answered, by another process."""
     pids: list[int] = []
     statuses: list[EngineStatus] = []
 
     def build(on_death: OnDeath) -> SharedEngine:
-        command = (sys.executable, FAKES, "answer", "0.01")
+        command = (sys.executable, FAKES, "answer {prefix}", "0.01")
         engine = SharedEngine(on_death=on_death, command=command)
         pids.append(engine.pid)
         return engine
@@ -95,7 +118,7 @@ async def test_the_engine_is_killed_ten_times_in_mid_fill(run_folder: Path) -> N
     scheduler = FillScheduler(build)
     scheduler.on_change = statuses.append
     request = InfillRequest("x = ", "")
-    for index in range(10):
+    for index in range(times):
         killed: list[int] = []
 
         def kill(step: object, killed: list[int] = killed) -> None:
@@ -109,7 +132,7 @@ async def test_the_engine_is_killed_ten_times_in_mid_fill(run_folder: Path) -> N
         assert result.text == "answer x = "
         assert len(set(pids)) == index + 2
     problems = [status.problem for status in statuses if status.state is EngineState.ERROR]
-    assert len(problems) == 10
+    assert len(problems) == times
     assert all(problem and "it is being started again" in problem for problem in problems)
     await scheduler.load()
     await asyncio.sleep(0.1)
@@ -132,16 +155,10 @@ def test_doctor_says_which_engine_and_who_uses_it(run_folder: Path) -> None:
     assert str(engine.place.log) in told
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (Settings(engine="vllm"), "set engineUrl"),
-        (Settings(engine="shared", model="nowhere"), "nowhere"),
-    ],
-)
-def test_an_engine_that_cannot_be_had_says_why(
-    run_folder: Path, settings: Settings, message: str
-) -> None:
+def test_an_engine_that_cannot_be_had_says_why(run_folder: Path) -> None:
     """In one sentence, whichever was chosen."""
-    with pytest.raises(DGemmaError, match=message):
-        build_engine(settings, lambda error: None)
+    with pytest.raises(DGemmaError, match="set engineUrl"):
+        build_engine(Settings(engine="vllm"), lambda error: None)
+    (run_folder / "dgemma-lsp").mkdir(mode=0o755)
+    with pytest.raises(DGemmaError, match="can be opened by others"):
+        build_engine(Settings(engine="shared"), lambda error: None)

@@ -389,6 +389,8 @@ def _connect(place: Place) -> socket.socket | None:
     """A connection to who listens at a place; None if nobody does."""
     try:
         if place.address.exists():
+            if _is_deserted(place):  # its port may be somebody else's by now
+                return None
             port = int(_tcp_address(place)["port"])
             return socket.create_connection(("127.0.0.1", port), timeout=_START_SECONDS)
         if not hasattr(socket, "AF_UNIX"):
@@ -403,6 +405,12 @@ def _connect(place: Place) -> socket.socket | None:
         return connection
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _is_deserted(place: Place) -> bool:
+    """Whether no engine holds a place."""
+    with FileLock(place.held) as lock:
+        return lock.acquire()
 
 
 def _connect_or_start(place: Place, command: list[str] | None) -> socket.socket:

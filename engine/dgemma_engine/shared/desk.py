@@ -218,7 +218,10 @@ class Desk:
             if isinstance(task, Job):
                 self._do(engine, task)
             else:
-                task(engine)
+                try:
+                    task(engine)
+                except Exception:
+                    logger.exception("what a client held could not be freed")
         engine.close()
 
     def _next(self) -> Job | Chore | None:
