@@ -77,13 +77,11 @@ def examine(chosen: Settings, dtype: str = "auto") -> Report:
         add(("engine", _where(engine, chosen)))
         add(("kernels", "PyTorch reference"))
         add(("device", f"{info.device} in {info.dtype}"))
-        add(
-            (
-                "model",
-                f"{info.model}, {info.parameters / 1e6:.1f} M parameters, strategy "
-                f"{info.strategy}, loaded in {time.monotonic() - start:.1f} s",
-            )
-        )
+        # A server elsewhere does not say how many.
+        size = f"{info.parameters / 1e6:.1f} M parameters, " if info.parameters else ""
+        seconds = time.monotonic() - start
+        how = f"strategy {info.strategy}, loaded in {seconds:.1f} s"
+        add(("model", f"{info.model}, {size}{how}"))
         first = engine.fill(_SAMPLE)
         result = engine.fill(_SAMPLE)
         add(

@@ -5,7 +5,6 @@ Each is imported only when it is chosen. `scheduler.py` calls what this gives.
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,19 +44,20 @@ def build_engine(settings: Settings, on_death: OnDeath, *, dtype: str = "auto") 
 
 
 def _existing_server(settings: Settings) -> InfillEngine:
-    """The model is its name there; where it is a checkpoint folder, its tokenizer is read too."""
+    """The model is its name there, or a folder with the tokenizer of what is served."""
     if not settings.engine_url:
         raise EngineUnavailable(
             "engine 'vllm' needs the address of a server: set engineUrl, as in http://host:8000/v1"
         )
-    try:
-        module = importlib.import_module("dgemma_engine.vllm")
-    except ImportError as error:
-        raise EngineUnavailable(f"engine 'vllm' cannot be used here ({error})") from error
+    from dgemma_engine.vllm import VllmEngine
+
+    variable = settings.engine_key_variable
     folder = Path(settings.model).expanduser()
-    key = os.environ.get(settings.engine_key_variable) or None
-    tokenizer = folder if (folder / "tokenizer.json").is_file() else None
-    engine: InfillEngine = module.VllmEngine(
-        settings.engine_url, settings.model, key, tokenizer=tokenizer
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    return VllmEngine(
+        settings.engine_url,
+        "" if has_tokenizer else settings.model,
+        os.environ.get(variable) or None,
+        tokenizer=folder if has_tokenizer else None,
+        key_source=f"the environment variable {variable}",
     )
-    return engine

@@ -32,7 +32,7 @@ _PASS_MS = 11.7
 # has in FP8. The rest reads the weights, once for all. Inferred, not measured by us.
 _MS_PER_CANVAS = 3.0
 # Of the simulated time, and how much of its start is left out, while the queue fills.
-_SECONDS, _WARM_UP_SECONDS = 120.0, 10.0
+_SECONDS, _WARM_UP_SECONDS = 60.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +212,13 @@ def load(demand: Demand, gpus: int, device: Device, shape: FillShape) -> float:
 
 
 def plan_for(demand: Demand, gpus: int, device: Device, shape: FillShape, *, seed: int = 0) -> Plan:
-    """What these GPUs make of it, in two simulated minutes."""
+    """What these GPUs make of it, in a simulated minute."""
     share = load(demand, gpus, device, shape)
     if share >= 1.0:
         return Plan(demand, gpus, share, math.inf, math.inf)
     moments = random.Random(seed)
     arrivals = [moments.expovariate(demand.fills_per_second)]
-    # A small team sends few fills in two minutes: simulate longer, for at least 2,000.
+    # A small team sends few fills in a minute: simulate longer, for at least 2,000.
     end = max(_SECONDS, 2000 / demand.fills_per_second)
     while arrivals[-1] < end:
         arrivals.append(arrivals[-1] + moments.expovariate(demand.fills_per_second))

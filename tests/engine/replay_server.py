@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import select
 import socket
 import threading
@@ -211,6 +212,28 @@ def chat_chunk(text: str, finish_reason: str | None = None) -> dict[str, Any]:
         "model": MODEL,
         "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}],
     }
+
+
+def some_json(moments: random.Random, depth: int = 0) -> Any:
+    """Anything that JSON can say, with the names that answers have."""
+    names = ("choices", "delta", "content", "text", "token_ids", "logprobs", "token_logprobs")
+    names += (
+        "data",
+        "id",
+        "usage",
+        "prompt_tokens",
+        "tokens",
+        "error",
+        "message",
+        "code",
+        "object",
+    )
+    leaves = (None, True, 0, -1, 2**70, 0.5, 1e308, "", "error", "x" * 50, "\ud800", [], {})
+    if depth > 4 or moments.random() < 0.25:
+        return moments.choice(leaves)
+    if moments.random() < 0.3:
+        return [some_json(moments, depth + 1) for _ in range(moments.randrange(3))]
+    return {name: some_json(moments, depth + 1) for name in moments.sample(names, 4)}
 
 
 def _handler(server: ReplayServer) -> type[BaseHTTPRequestHandler]:

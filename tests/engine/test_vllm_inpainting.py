@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from dgemma_engine import (
     CheckpointError,
     ContextTooLong,
     Decoder,
+    DGemmaError,
     DraftStep,
     EngineUnavailable,
     HoleKind,
@@ -38,6 +40,7 @@ from .replay_server import (
     error,
     models,
     serving,
+    some_json,
     tokens,
     wait_until,
 )
@@ -349,6 +352,14 @@ def test_a_draft_is_revised_where_it_is_least_likely(
     assert revise.options["diffusion_pinned"] == list(range(1, CANVAS_LENGTH))
 
 
+def test_a_draft_outlasts_what_is_no_text(serve: Callable[..., Any], tokenizer: Tokenizer) -> None:
+    """If a special token comes for its weakest part, the draft is the fill."""
+    engine, _ = serve(lambda asked: painted(asked, [0] * hole_size(asked)))
+    result = engine.fill(request(kind=HoleKind.SELECTION, draft="x y", max_tokens=20))
+    assert result.text == "x y"
+    assert result.confidence < 0.01
+
+
 def test_a_draft_that_is_too_long_is_refused(
     serve: Callable[..., Any], tokenizer: Tokenizer
 ) -> None:
@@ -438,6 +449,47 @@ def test_the_served_canvas_is_found(
     )
     engine.fill(request(prefix="", num_tokens=2))
     assert len(of_hole(server)[0].options["diffusion_seed_canvas"]) == expected
+
+
+def test_hostile_canvases_are_errors_of_ours(
+    serve: Callable[..., Any], tokenizer: Tokenizer
+) -> None:
+    """Whatever comes in the place of a canvas: a fill, or an error that we know."""
+    moments = random.Random(0)
+    num_errors = 0
+
+    def paint(asked: Asked) -> Reply:
+        size = CANVAS_LENGTH if moments.random() < 0.7 else moments.randrange(CANVAS_LENGTH)
+        ids = [moments.choice((0, 5, 300, 399, 400, 2**40, -1, "7", None)) for _ in range(size)]
+        chances = [moments.choice((-0.1, 0.0, 3.0, -1e308, float("-inf"))) for _ in range(size)]
+        chunk = completion_chunk("", None, None, "length")
+        chunk["choices"][0].update(token_ids=ids, logprobs={"token_logprobs": chances})
+        if moments.random() < 0.3:
+            chunk = some_json(moments)
+        return Reply(events=[chunk])
+
+    engine, _ = serve(paint)
+    for number in range(40):
+        try:
+            draft = "x y x" if number % 3 == 0 else None
+            engine.fill(request(num_tokens=None if draft else 3, draft=draft, strength=0.5))
+        except DGemmaError:
+            num_errors += 1
+    assert num_errors > 0
+
+
+def test_strange_tokens_are_no_fill(serve: Callable[..., Any]) -> None:
+    """Ids beyond the vocabulary, or below it, and chances that are none, make no text."""
+    strange = iter([[2**40, 99, 98], [-1, 99, 98], [99, 400, 98], *[[99, 98, 2**40]] * 3])
+
+    def paint(asked: Asked) -> Reply:
+        canvas = next(strange) + asked.options["diffusion_seed_canvas"][3:]
+        return Reply(events=[completion_chunk("", canvas, [-math.inf] * len(canvas), "length")])
+
+    engine, _ = serve(paint)
+    for _ in range(3):
+        result = engine.fill(request(num_tokens=3))
+        assert (result.text, result.confidence) == ("", 0.0)
 
 
 def test_info_says_how(serve: Callable[..., Any], tokenizer: Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import shutil
 import socket
 import ssl
@@ -47,6 +48,7 @@ from .replay_server import (
     error,
     models,
     serving,
+    some_json,
     tokens,
     wait_until,
 )
@@ -289,6 +291,39 @@ def test_a_certificate_that_nobody_signed(
         with pytest.raises(EngineUnavailable, match=r"not trusted: self.signed.*SSL_CERT_FILE"):
             connect(url.replace("localhost", "127.0.0.1"))
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
+)
+def test_hostile_answers_are_errors_of_ours(
+    seed: int, folder: Path, connect: Callable[..., VllmEngine], monkeypatch: Any
+) -> None:
+    """Whatever a server answers, at connect or to a fill: a fill, or an error that we know."""
+    monkeypatch.setattr("dgemma_engine.vllm.engine._REST", 0.0)
+    moments = random.Random(seed)
+    good = prompts(Tokenizer.load(folder), lambda _: "x")
+
+    def answer(asked: Asked) -> Reply:
+        what = moments.random()
+        if what < 0.5:
+            return good(asked)
+        if what < 0.7:
+            return Reply(events=[some_json(moments) for _ in range(2)])
+        status = moments.choice((200, 200, 400, 404, 418, 500))
+        return Reply(some_json(moments), status)
+
+    hurried = Patience(read_seconds=1.0, attempts=1)
+    num_errors = 0
+    with serving(answer) as server:
+        for number in range(12):
+            try:
+                tokenizer = folder if number % 2 else None
+                engine = connect(server.url, tokenizer=tokenizer, patience=hurried)
+                assert isinstance(engine.fill(request()).text, str)
+            except DGemmaError:
+                num_errors += 1
+    assert num_errors > 3
 
 
 # --- the URL and the key ---

@@ -13,9 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import EngineUnavailable
 from .client import Server
-from .failures import ServerUnreachable
+from .failures import ServerUnreachable, in_openai_shape
 
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -50,10 +49,10 @@ class Completion:
         choice = choices[0]
         message = choice.get("delta") or choice.get("message") or {}
         self.text += choice.get("text") or message.get("content") or ""
-        self.token_ids += choice.get("token_ids") or []
+        self.token_ids += map(int, choice.get("token_ids") or [])
         logprobs = choice.get("logprobs") or {}
         values = logprobs.get("token_logprobs") or []
-        self.log_probabilities += [value for value in values if value is not None]
+        self.log_probabilities += [float(value) for value in values if value is not None]
         if choice.get("finish_reason") is not None:
             self.is_complete = True
 
@@ -72,13 +71,8 @@ async def complete(
     completion = Completion()
     async with contextlib.aclosing(server.events(path, {**body, "stream": True})) as events:
         async for event in events:
-            try:
+            with in_openai_shape(server.address):
                 completion.add(event)
-            except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
-                raise EngineUnavailable(
-                    f"{server.address.url} answers with completions of another shape than OpenAI's "
-                    f"({type(error).__name__})"
-                ) from error
             if on_text is not None:
                 on_text(completion)
     if not completion.is_complete:

@@ -39,7 +39,7 @@ from ..types import (
 )
 from .client import Patience, Server
 from .completions import until
-from .failures import NotServed, ServerUnreachable
+from .failures import NotServed, ServerUnreachable, in_openai_shape
 from .inpainting import InPainting
 from .outcome import Level, Outcome
 from .probe import (
@@ -180,6 +180,8 @@ class VllmEngine:
         """Close the connections."""
         with self._lock:
             if not self._loop.is_closed():
+                for task in asyncio.all_tasks(self._loop):  # of a fill that was interrupted
+                    task.cancel()
                 self._loop.run_until_complete(self._server.close())
                 self._loop.run_until_complete(self._loop.shutdown_asyncgens())
                 self._loop.close()
@@ -205,8 +207,10 @@ class VllmEngine:
             if self._problem is not None and time.monotonic() < self._rest_until:
                 raise ServerUnreachable(str(self._problem))
             try:
-                self._served = await find_model(self._server, self._wanted_model, self._folder)
-                self._level = await self._choose(self._served)
+                with in_openai_shape(self._server.address):
+                    wanted = self._wanted_model
+                    self._served = await find_model(self._server, wanted, self._folder)
+                    self._level = await self._choose(self._served)
             except ServerUnreachable as error:
                 self._problem, self._rest_until = error, time.monotonic() + _REST
                 raise

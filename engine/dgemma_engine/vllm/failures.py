@@ -12,6 +12,7 @@ without the part in which it quotes a request.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -156,6 +157,17 @@ def not_openai(address: Address, content_type: str) -> EngineUnavailable:
         f"{address.url} answers, but not as an OpenAI-compatible server does ({kind}). The URL "
         "ends before /v1, as in http://host:8000"
     )
+
+
+@contextlib.contextmanager
+def in_openai_shape(address: Address) -> Iterator[None]:
+    """What goes wrong while an answer is read means that it has another shape."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        raise EngineUnavailable(
+            f"{address.url} answers in another shape than OpenAI's API ({type(error).__name__})"
+        ) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

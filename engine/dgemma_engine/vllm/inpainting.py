@@ -82,6 +82,7 @@ class InPainting:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._specials = frozenset(tokenizer.special_ids)
+        self._known = range(tokenizer.vocab_size)
 
     def render(self, request: InfillRequest) -> str:
         layout = self._lay_out(request)
@@ -179,6 +180,8 @@ class InPainting:
             return late(Decoder.DIFFUSION)
         pinned = {index: draft_ids[index] for index in range(len(held)) if index not in weakest}
         best = self._draft(completion, layout, len(held), pinned)
+        if not best.is_text:  # the draft stays as it was
+            best = self._draft(completion, layout, len(held), dict(enumerate(draft_ids)))
         outcome = self._outcome(best, layout, request, rounds, is_late=False)
         if on_step is not None:
             on_step(outcome.as_step(rounds - 1, rounds))
@@ -258,16 +261,14 @@ class InPainting:
             token_ids[slot] = token_id
         agreement = _log_chances(completion, layout.behind(size)[:_NUM_JUDGED], size)
         values = [max(value, _LEAST_LOG_PROBABILITY) for value in (*log_probabilities, *agreement)]
-        data = self._tokenizer.decode_bytes(
-            token_id for token_id in token_ids if token_id < self._tokenizer.vocab_size
-        )
+        is_known = all(token_id in self._known for token_id in token_ids)
         return _Draft(
             tuple(token_ids),
             tuple(log_probabilities),
             sum(values) / len(values),
-            is_text=data.startswith(layout.healed)
+            is_text=is_known
             and self._specials.isdisjoint(token_ids)
-            and max(token_ids) < self._tokenizer.vocab_size,
+            and self._tokenizer.decode_bytes(token_ids).startswith(layout.healed),
         )
 
     def _outcome(
@@ -281,7 +282,7 @@ class InPainting:
     ) -> Outcome:
         text, ends = read_tokens(
             self._tokenizer,
-            [index for index in draft.token_ids if index < self._tokenizer.vocab_size],
+            draft.token_ids,
             layout.healed,
             lambda text: cut_to_kind(text, request.kind),
         )

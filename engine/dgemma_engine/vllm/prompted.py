@@ -65,14 +65,14 @@ class Suffix:
         if not completion.text and is_late:
             return late(Decoder.LEFT_TO_RIGHT)
         text, reason = read(completion), _reason(is_late)
-        product = math.exp(sum(completion.log_probabilities))
+        product = math.exp(min(0.0, sum(completion.log_probabilities)))
         has_chance = bool(completion.log_probabilities) and bool(text)
         return Outcome(
             text,
             Decoder.LEFT_TO_RIGHT,
             reason,
             # The server's tokens are its own: of all of them together we know how likely they are.
-            confidences=(min(1.0, product),) if has_chance else (),
+            confidences=(product,) if has_chance else (),
             ends=(len(text),) if has_chance else (),
             num_context_tokens=completion.num_prompt_tokens,
         )
@@ -138,7 +138,9 @@ class Prompt:
 
         def token_ids(completion: Completion) -> list[int]:
             ids = completion.token_ids
-            end = next((at for at, token_id in enumerate(ids) if token_id in self._ends), len(ids))
+            known = range(self._tokenizer.vocab_size)
+            ends = (at for at, one in enumerate(ids) if one in self._ends or one not in known)
+            end = next(ends, len(ids))
             return ids[: min(end, request.max_tokens)]
 
         def cut(text: str) -> str:
