@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -37,6 +38,14 @@ class Blocks:
     depth: int
     num_warps: int
     num_stages: int
+
+    def options(self) -> dict[str, Any]:
+        """What Triton is told beside a kernel's arguments. Its default for fusion warns."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
 
 
 _fitting: dict[Hashable, int] = {}

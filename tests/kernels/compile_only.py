@@ -8,13 +8,14 @@ TRITON_INTERPRET was set at its import, so a process of its own does it, by this
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,6 @@ ARCHS = (80, 89, 90, 120)
 # What one block may have, in bytes: CUDA programming guide, "Technical Specifications per Compute
 # Capability".
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
-_ARCH_SPECIFIC = (90, 120)
 
 
 @dataclass(frozen=True)
@@ -106,28 +106,25 @@ def _compile(job: Job, arch: int) -> Compiled:
             if kind.startswith("*") or key in job.divisible
         },
     )
-    options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    # As in `Blocks.options`: the default of fp_fusion depends on Triton's version, and it warns.
+    options = {
+        "num_warps": job.num_warps,
+        "num_stages": job.num_stages,
+        "enable_fp_fusion": True,
+    }
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers = re.search(r"Used (\d+) registers", said.getvalue())
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said.getvalue())
+    assert registers, said.getvalue()
+    assert spills, said.getvalue()
     ptx = compiled.asm["ptx"]
-    registers, spills = _registers(ptx, arch, Path(triton.__file__).parent)
-    instruction = next((name for name in ("wgmma", "mma.sync") if name in ptx), "none")
-    return Compiled(compiled.metadata.shared, registers, spills, instruction)
-
-
-def _registers(ptx: str, arch: int, triton_folder: Path) -> tuple[int, int]:
-    tools = triton_folder / "backends/nvidia/bin"
-    ptxas = tools / ("ptxas-blackwell" if arch >= 100 else "ptxas")
-    suffix = "a" if arch in _ARCH_SPECIFIC else ""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx, "utf-8")
-        command = [ptxas, "-v", "--gpu-name", f"sm_{arch}{suffix}", source, "-o", os.devnull]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = re.search(r"Used (\d+) registers", said)
-    stores = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert registers, said
-    assert stores, said
-    return int(registers.group(1)), int(stores.group(1)) + int(stores.group(2))
+    return Compiled(
+        compiled.metadata.shared,
+        int(registers.group(1)),
+        int(spills.group(1)) + int(spills.group(2)),
+        next((name for name in ("wgmma", "mma.sync") if name in ptx), "none"),
+    )
 
 
 def _constant(value: Any) -> Any:
@@ -140,6 +137,10 @@ def _constant(value: Any) -> Any:
 
 def main() -> None:
     """Read [[job, arch], ...] from the standard input; write what each needs as one line."""
+    from triton import knobs
+
+    knobs.nvidia.dump_ptxas_log = True
+    knobs.compilation.always_compile = True
     results = []
     for fields, arch in json.load(sys.stdin):
         try:
