@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dgemma_kernels import gated_mlp, moe_experts, rms_norm
+from dgemma_kernels import gated_mlp, moe_experts, rms_norm, route
 
 from .config import ModelConfig
 
@@ -86,10 +86,7 @@ class Router(nn.Module):
 
     def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The second half of `forward`: from (T, E) logits."""
-        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
-        weight, index = torch.topk(probabilities, k=self.top_k, dim=-1)
-        weight = weight / weight.sum(dim=-1, keepdim=True)
-        return index, weight * self.per_expert_scale[index]
+        return route(scores, self.top_k, self.per_expert_scale)
 
 
 class Experts(nn.Module):

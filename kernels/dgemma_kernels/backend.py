@@ -58,15 +58,19 @@ _override = _from_environment()
 def backend_for(device: torch.device) -> Backend:
     """The form that ops on this device take, unless a kernel does not support their arguments.
 
-    A CPU takes TRITON only in Triton's interpreter and only inside `use_backend`. torch.compile
-    traces the twin. The variable DGEMMA_KERNELS=reference|triton, read at import, is for
-    debugging: `reference` turns the kernels off.
+    A GPU takes TRITON if it is the current one and new enough; a CPU only in Triton's interpreter
+    and inside `use_backend`. torch.compile traces the twin. The variable
+    DGEMMA_KERNELS=reference|triton, read at import, is for debugging: `reference` turns the kernels
+    off.
     """
     asked = _asked or _override
     if asked is Backend.REFERENCE or torch.compiler.is_compiling():
         return Backend.REFERENCE
     if device.type == "cuda":
-        return Backend.TRITON if _runs_on(device.index or 0) else Backend.REFERENCE
+        # Triton launches on the current GPU, wherever its arguments are.
+        current = torch.cuda.current_device()
+        here = device.index in (None, current) and _runs_on(current)
+        return Backend.TRITON if here else Backend.REFERENCE
     interpreted = _asked is Backend.TRITON and os.environ.get("TRITON_INTERPRET") == "1"
     return Backend.TRITON if interpreted and device.type == "cpu" else Backend.REFERENCE
 

@@ -2,7 +2,7 @@
 
 Only kernels import this module, since it imports triton. Triton's interpreter, in which the kernels
 are tested, computes bfloat16 products wrongly and truncates where it converts to bfloat16 (3.4 to
-3.9): there UPCAST is true, and kernels turn what they load into float32.
+3.9): there UPCAST is true, and kernels `upcast` what they load.
 """
 
 from __future__ import annotations
@@ -70,6 +70,18 @@ def launch(key: Hashable, configs: Sequence[Blocks], run: Callable[[Blocks], Non
         except (OutOfResources, CompilationError, PTXASError) as failure:
             error = failure
     raise KernelDoesNotFit(f"{key}: {type(error).__name__}: {error}") from error
+
+
+@triton.jit
+def upcast(value):
+    """bfloat16 to float32 in the interpreter; elsewhere, and what is of another dtype, as it is.
+
+    By its bits: the interpreter's own conversion makes subnormal numbers zero.
+    """
+    if UPCAST and value.dtype == tl.bfloat16:
+        bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        value = bits.to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit

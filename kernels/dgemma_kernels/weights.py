@@ -238,6 +238,12 @@ def quantize(weight: Tensor, format: WeightFormat) -> QuantizedWeight:
     return _QUANTIZERS[format](weight.float())
 
 
+def matrix(weight: Tensor | QuantizedWeight, index: int, dtype: torch.dtype) -> Tensor:
+    """One matrix (N, K) of a stack (E, N, K): as it is, or turned back to `dtype`."""
+    one = weight[index]
+    return one if isinstance(one, Tensor) else one.dequantize(dtype)
+
+
 def _quantize_int8(weight: Tensor) -> QuantizedWeight:
     scale = weight.abs().amax(dim=-1) / _LARGEST["int8"]
     codes = (weight / _divisor(scale)[..., None]).round().clamp(-127, 127)
