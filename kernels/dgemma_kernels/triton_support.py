@@ -95,7 +95,7 @@ def round_bf16(value):
 @triton.jit
 def round_to(value, DTYPE: tl.constexpr):
     """float32 to DTYPE, rounded to nearest in the interpreter too."""
-    if UPCAST and tl.bfloat16 == DTYPE:
+    if UPCAST and DTYPE == tl.bfloat16:
         value = round_bf16(value)
     return value.to(DTYPE)
 

@@ -43,16 +43,27 @@ class WeightView:
     split: int
 
 
-def weight_view(weight: Tensor | QuantizedWeight) -> WeightView:
-    """What is passed to a kernel. The weight is one that `why_not_weight` has nothing against."""
+def weight_view(weight: Tensor | QuantizedWeight, converts_e4m3: bool | None = None) -> WeightView:
+    """What is passed to a kernel. The weight is one that `why_not_weight` has nothing against.
+
+    converts_e4m3: whether the GPU has an instruction for it, from sm_89 on; None to ask it. With
+    it a weight costs 4 instructions on sm_90, by its bits 8, too many for the memory's speed.
+    """
     if isinstance(weight, Tensor):
         return WeightView(PLAIN, weight, weight, weight, 0)
     data, scale = weight.data, weight.scale
     if weight.format is WeightFormat.NVFP4:
         assert weight.global_scale is not None
         return WeightView("nvfp4", data, scale.view(torch.uint8), weight.global_scale, weight.split)
-    data = data.view(torch.uint8)
+    if data.dtype == torch.int8 or not _converts_e4m3(data.device, converts_e4m3):
+        data = data.view(torch.uint8)
     return WeightView(weight.format.value, data, scale, scale, weight.split)
+
+
+def _converts_e4m3(device: torch.device, answer: bool | None) -> bool:
+    if answer is None:
+        answer = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+    return answer
 
 
 def why_not_weight(weight: Tensor | QuantizedWeight, dtype: torch.dtype) -> str | None:
@@ -87,13 +98,20 @@ def blocks_for(
     if dtype == torch.float32:  # without tensor cores, for comparisons: small tiles
         return [Blocks(32, split or 32, 4, stages) for stages in (2, 1)]
     weight_bits = 16 if format == PLAIN else 4 if split else 8
-    wanted = [(64, 128, 4), (64, 128, 3), (64, 128, 2), (64, 64, 3), (32, 64, 2), (32, 32, 1)]
+    num_warps = 4 if rows <= 32 else 8
+    wanted = [(64, 128, 4), (64, 128, 3), (64, 128, 2), (64, 64, 3), (32, 64, 3), (32, 32, 1)]
+    if num_weights == 2 and rows > 32:
+        # Two sums and two products of a step are more than the registers of sm_89 and sm_120 hold.
+        if format == "fp8_block":
+            wanted = [(64, 64, 4), *wanted[3:]]
+        if format == "int4":
+            wanted = wanted[4:]
     found = []
     for columns, depth, stages in wanted:
         depth = split or depth
         tile_bytes = depth * (num_weights * columns * weight_bits // 8 + rows * dtype.itemsize)
         if stages * tile_bytes <= _SHARED_BYTES:
-            found.append(Blocks(columns, depth, 4, stages))
+            found.append(Blocks(columns, depth, num_warps, stages))
     return found
 
 
@@ -163,7 +181,7 @@ def add_product(
     else:
         column = start + tl.arange(0, DEPTH)
         if K % DEPTH != 0:
-            codes = tl.load(rows[:, None] + column[None, :], mask=(column < K)[None, :], other=0)
+            codes = tl.load(rows[:, None] + column[None, :], mask=(column < K)[None, :], other=0.0)
         else:
             codes = tl.load(rows[:, None] + column[None, :])
         if FORMAT == "plain":
@@ -195,22 +213,34 @@ def _dot(weight, tokens, total):
 
 @triton.jit
 def _int8(code, DTYPE: tl.constexpr):
-    """Bytes of int8 to numbers: 128 more is a byte without sign, the low bits of a large float."""
-    code = code ^ 0x80
-    if tl.float16 == DTYPE:
-        number = (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+    """Bytes of int8 to numbers: bits of a large float, from which the large part is taken off.
+
+    bfloat16 has room for seven of them: 128 and the lower seven bits, less 128 or, negative, 256.
+    """
+    if DTYPE == tl.float16:
+        number = ((code ^ 0x80).to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+    elif DTYPE == tl.bfloat16:
+        code = code.to(tl.uint16)
+        number = upcast(((code & 0x7F) | 0x4300).to(tl.bfloat16, bitcast=True))
+        number -= upcast(((code & 0x80) | 0x4300).to(tl.bfloat16, bitcast=True))
     else:
-        number = (code.to(tl.uint32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
-    return upcast(number.to(DTYPE))
+        code = (code ^ 0x80).to(tl.uint32)
+        number = (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
+    return number
 
 
 @triton.jit
 def _e4m3(code, DTYPE: tl.constexpr):
-    """Bytes of e4m3 to numbers: its bits in a wider float are too small by a power of two."""
-    if tl.float16 == DTYPE:
+    """e4m3 to numbers: converted where the GPU can, which gets it as such and not as bytes.
+
+    Else by its bits, which in a wider float are too small by a power of two.
+    """
+    if code.dtype == tl.float8e4nv:
+        number = upcast(code.to(tl.float16).to(tl.float32).to(DTYPE))
+    elif DTYPE == tl.float16:
         code = code.to(tl.uint16)
         number = (((code & 0x80) << 8) | ((code & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
-    elif tl.bfloat16 == DTYPE:
+    elif DTYPE == tl.bfloat16:
         code = code.to(tl.uint16)
         number = (((code & 0x80) << 8) | ((code & 0x7F) << 4)).to(tl.bfloat16, bitcast=True)
         number = upcast(number) * 1.329227995784916e36  # 2^120
@@ -224,9 +254,9 @@ def _e4m3(code, DTYPE: tl.constexpr):
 @triton.jit
 def _int4(nibble, DTYPE: tl.constexpr):
     """Nibbles to -8..7: the low bits of 128 or 1024, which then go away with the offset."""
-    if tl.float16 == DTYPE:
+    if DTYPE == tl.float16:
         number = (nibble.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1032.0
-    elif tl.bfloat16 == DTYPE:
+    elif DTYPE == tl.bfloat16:
         number = upcast((nibble.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True)) - 136.0
     else:
         number = nibble.to(tl.float32) - 8.0
@@ -244,11 +274,11 @@ def _nvfp4(nibble, scales, start, DTYPE: tl.constexpr, K: tl.constexpr, WIDTH: t
     group = tl.minimum(group, (K + 15) // 16 - 1)  # beyond K the tokens are zeros
     scale = tl.load(scales[:, None] + group[None, :]).to(tl.uint32) << 20
     scale = scale.to(tl.float32, bitcast=True) * 1.329227995784916e36
-    if tl.float16 == DTYPE:
+    if DTYPE == tl.float16:
         code = nibble.to(tl.uint16)
         number = (((code & 8) << 12) | ((code & 7) << 9)).to(tl.float16, bitcast=True)
         scale = (scale * 64.0).to(tl.float16)
-    elif tl.bfloat16 == DTYPE:
+    elif DTYPE == tl.bfloat16:
         code = nibble.to(tl.uint16)
         number = (((code & 8) << 12) | ((code & 7) << 6)).to(tl.bfloat16, bitcast=True)
         number = upcast(number)

@@ -23,15 +23,19 @@ _FORMATS = [PLAIN, *(format.value for format in WeightFormat)]
 _DATA = {
     PLAIN: ("*bf16", "*bf16", "*bf16"),
     "int8": ("*u8", "*fp32", "*fp32"),
-    "fp8": ("*u8", "*fp32", "*fp32"),
-    "fp8_block": ("*u8", "*fp32", "*fp32"),
+    "fp8": ("*fp8e4nv", "*fp32", "*fp32"),
+    "fp8_block": ("*fp8e4nv", "*fp32", "*fp32"),
     "int4": ("*u8", "*bf16", "*bf16"),
     "nvfp4": ("*u8", "*u8", "*fp32"),
 }
 
 
-def weight_signature(format: str) -> dict[str, str]:
-    return dict(zip(("data", "group_scale", "row_scale"), _DATA[format], strict=True))
+def weight_signature(format: str, arch: int) -> dict[str, str]:
+    """sm_80 has no instruction for e4m3 and gets it as bytes."""
+    data, *scales = _DATA[format]
+    if data == "*fp8e4nv" and arch < 89:
+        data = "*u8"
+    return dict(zip(("data", "group_scale", "row_scale"), (data, *scales), strict=True))
 
 
 def run_of(format: str, columns: int) -> int:
@@ -45,7 +49,7 @@ def stride_of(format: str, columns: int) -> int:
     return columns // 2 if run_of(format, columns) else columns
 
 
-def expert_jobs(format: str, rows: int) -> Iterator[Job]:
+def expert_jobs(format: str, rows: int, arch: int) -> Iterator[Job]:
     """The gate-up and the down kernel, with the configuration that is tried first."""
     order = dict.fromkeys(("row_of_slot", "expert_of_block", "num_blocks"), "*i32")
     common = {"D": _HIDDEN, "F": _INNER, "FORMAT": format, "DTYPE": "tl.bfloat16", "ROWS": rows}
@@ -54,7 +58,7 @@ def expert_jobs(format: str, rows: int) -> Iterator[Job]:
         f"{_MODULE}:_gate_up_kernel",
         {
             "hidden": "*bf16",
-            **weight_signature(format),
+            **weight_signature(format, arch),
             "activated": "*bf16",
             **order,
             "stride_hidden": "i32",
@@ -76,7 +80,7 @@ def expert_jobs(format: str, rows: int) -> Iterator[Job]:
         f"{_MODULE}:_down_kernel",
         {
             "activated": "*bf16",
-            **weight_signature(format),
+            **weight_signature(format, arch),
             "expert_weight": "*fp32",
             "expert_output": "*bf16",
             **order,
@@ -123,6 +127,20 @@ def small_jobs() -> Iterator[Job]:
         num_stages=1,
         label="combine",
     )
+    yield Job(
+        "dgemma_kernels.linear.kernel:_sum_kernel",
+        {"sums": "*fp32", "output": "*bf16", "count": "i32"},
+        {"SPLITS": 4, "DTYPE": "tl.bfloat16", "COLUMNS": 1024},
+        num_stages=1,
+        label="sum",
+    )
+    yield Job(
+        "dgemma_kernels.gated_mlp.kernel:_gated_sum_kernel",
+        {"gate": "*fp32", "up": "*fp32", "activated": "*bf16", "count": "i32"},
+        {"GATE_SPLITS": 4, "UP_SPLITS": 4, "DTYPE": "tl.bfloat16", "COLUMNS": 1024},
+        num_stages=1,
+        label="gated sum",
+    )
 
 
 def check(jobs: list[tuple[Job, int]]) -> list[Compiled]:
@@ -140,8 +158,8 @@ def check(jobs: list[tuple[Job, int]]) -> list[Compiled]:
 def test_experts_compile_for_every_architecture() -> None:
     """One form an architecture; on sm_90 the products run on its own matrix instruction."""
     forms = dict(zip(ARCHS, (WeightFormat.INT8, WeightFormat.INT4, WeightFormat.FP8), strict=False))
-    jobs = [(next(expert_jobs(format.value, 16)), arch) for arch, format in forms.items()]
-    jobs.append((next(expert_jobs("nvfp4", 16)), 120))
+    jobs = [(next(expert_jobs(format.value, 16, arch)), arch) for arch, format in forms.items()]
+    jobs.append((next(expert_jobs("nvfp4", 16, 120)), 120))
     results = check(jobs)
     assert [result.matrix_instruction for result in results] == ["mma.sync"] * 2 + ["wgmma"] + [
         "mma.sync"
@@ -154,7 +172,12 @@ def test_experts_compile_for_every_architecture() -> None:
 def test_experts_compile_in_every_form(rows: int) -> None:
     """Both products, all forms, all architectures."""
     check(
-        [(job, arch) for format in _FORMATS for job in expert_jobs(format, rows) for arch in ARCHS]
+        [
+            (job, arch)
+            for format in _FORMATS
+            for arch in ARCHS
+            for job in expert_jobs(format, rows, arch)
+        ]
     )
 
 
@@ -162,3 +185,52 @@ def test_experts_compile_in_every_form(rows: int) -> None:
 def test_small_kernels_compile_for_every_architecture() -> None:
     """Routing, sorting, summing."""
     check([(job, arch) for job in small_jobs() for arch in ARCHS])
+
+
+def linear_jobs(format: str, rows: int, arch: int) -> Iterator[Job]:
+    """A product whose K is a multiple of a step, and one, split, whose K is not."""
+    for columns, splits in ((_HIDDEN, 1), (2112, 4)):
+        split = run_of(format, columns)
+        blocks = blocks_for(format, split, torch.bfloat16, rows, 1)[0]
+        output = "bf16" if splits == 1 else "fp32"
+        yield Job(
+            "dgemma_kernels.linear.kernel:_linear_kernel",
+            {
+                "hidden": "*bf16",
+                **weight_signature(format, arch),
+                "sums": f"*{output}",
+                "num_tokens": "i32",
+                "stride_hidden": "i32",
+            },
+            {
+                "N": _HIDDEN,
+                "K": columns,
+                "STRIDE": stride_of(format, columns),
+                "FORMAT": format,
+                "DTYPE": "tl.bfloat16",
+                "OUTPUT": "tl.bfloat16" if splits == 1 else "tl.float32",
+                "SPLITS": splits,
+                "ROWS": rows,
+                "COLUMNS": blocks.columns,
+                "DEPTH": blocks.depth,
+            },
+            blocks.num_warps,
+            blocks.num_stages,
+            ("stride_hidden",),
+            f"linear {format} {rows} rows, {splits} splits",
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("rows", [16, 32, 64])
+def test_linear_compiles_in_every_form(rows: int) -> None:
+    """All forms, all architectures."""
+    check(
+        [
+            (job, arch)
+            for format in _FORMATS
+            for arch in ARCHS
+            for job in linear_jobs(format, rows, arch)
+        ]
+    )
