@@ -28,6 +28,7 @@ from dgemma_engine import (
     InfillRequest,
     InfillResult,
 )
+from dgemma_engine.memory import QUANTIZATIONS
 
 from . import __version__
 from .context import ContextBudget, build_request
@@ -46,8 +47,14 @@ _HOLE_START, _HOLE_END = "«", "»"
 
 
 def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--model, --device and --dtype, the same wherever an engine is loaded."""
+    """--model, --device, --dtype and --quantization, the same wherever an engine is loaded."""
     for option in (
+        click.option(
+            "--quantization",
+            default=None,
+            type=click.Choice(QUANTIZATIONS),
+            help="Hold the large matrices in so few bits; by default as they are stored.",
+        ),
         click.option(
             "--dtype",
             default="auto",
@@ -100,6 +107,7 @@ def serve(
     model: str,
     device: str,
     dtype: str,
+    quantization: str | None,
     stdio: bool,
     tcp: bool,
     ws: bool,
@@ -125,9 +133,13 @@ def serve(
     try:
         status = serve_client(
             lambda settings, on_death: EngineProcess(
-                settings.model, settings.device, dtype, on_death=on_death
+                settings.model,
+                settings.device,
+                dtype,
+                None if settings.quantization == "none" else settings.quantization,
+                on_death=on_death,
             ),
-            Settings(model=model, device=device),
+            Settings(model=model, device=device, quantization=quantization or "none"),
             transport="tcp" if tcp else "ws" if ws else "stdio",
             host=host,
             port=port,
@@ -163,6 +175,7 @@ def fill(
     model: str,
     device: str,
     dtype: str,
+    quantization: str | None,
     write: bool,
     as_json: bool,
     watch: bool,
@@ -181,7 +194,7 @@ def fill(
         file.snapshot(), hole, ContextBudget(), max_tokens=max_tokens, seed=seed
     )
     request = dataclasses.replace(request, max_steps=steps, decoder=Decoder(decoder))
-    engine = dgemma_engine.load_engine(model, device, dtype)
+    engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start] + hole.before, hole.after + file.text[hole.end :]
     result = _run(engine, request, console, prefix, suffix, watch=watch)
@@ -206,7 +219,7 @@ def fill(
 @cli.command()
 @click.argument("location")
 @_engine_options
-def context(location: str, model: str, device: str, dtype: str) -> None:
+def context(location: str, model: str, device: str, dtype: str, quantization: str | None) -> None:
     """Print exactly what the model would see of a file.
 
     LOCATION is as for `fill`. In an editor other open files may be read too; the command
@@ -224,19 +237,19 @@ def context(location: str, model: str, device: str, dtype: str) -> None:
     budget = ContextBudget(settings.prefix_chars, settings.suffix_chars)
     request = build_request(snapshot, hole, budget, related=related, max_tokens=settings.max_tokens)
     click.echo(f"hole: {hole.role.value} ({hole.kind.value})")
-    click.echo(dgemma_engine.load_engine(model, device, dtype).render(request))
+    click.echo(dgemma_engine.load_engine(model, device, dtype, quantization).render(request))
 
 
 @cli.command()
 @_engine_options
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
-def demo(model: str, device: str, dtype: str, seed: int) -> None:
+def demo(model: str, device: str, dtype: str, quantization: str | None, seed: int) -> None:
     """Fill the holes of a sample file and show the canvas as it settles."""
     console = Console(highlight=False, markup=False)
     source = resources.files("dgemma_lsp").joinpath("demo/inventory.py.txt").read_text("utf-8")
     console.print("loading the model ...", style="cyan")
     start = time.monotonic()
-    engine = dgemma_engine.load_engine(model, device, dtype)
+    engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     info = engine.info
     console.print(
         f"{info.model}: {info.parameters / 1e6:.1f} M parameters on {info.device} in {info.dtype}, "
@@ -288,11 +301,11 @@ def demo(model: str, device: str, dtype: str, seed: int) -> None:
 
 @cli.command()
 @_engine_options
-def doctor(model: str, device: str, dtype: str) -> None:
+def doctor(model: str, device: str, dtype: str, quantization: str | None) -> None:
     """Tell what is installed, which device and model are used, and whether a fill works."""
     from .doctor import examine
 
-    report = examine(model, device, dtype)
+    report = examine(model, device, dtype, quantization)
     console = Console(highlight=False, markup=False)
     for name, value in report.facts:
         console.print(Text.assemble((f"{name:>12}  ", "cyan"), value), soft_wrap=True)

@@ -46,11 +46,11 @@ class Report:
     problem: str | None = None
 
 
-def examine(model: str, device: str, dtype: str) -> Report:
+def examine(model: str, device: str, dtype: str, quantization: str | None) -> Report:
     """Look at the installation, load the model, fill one hole.
 
     Args:
-        model: as for `dgemma_engine.load_engine`, like `device` and `dtype`.
+        model: as for `dgemma_engine.load_engine`, like the others.
     """
     report = Report()
     add = report.facts.append
@@ -69,10 +69,11 @@ def examine(model: str, device: str, dtype: str) -> Report:
         add(("settings", problem))
     try:
         start = time.monotonic()
-        engine = EngineProcess(model, device, dtype)
+        engine = EngineProcess(model, device, dtype, quantization)
         info = engine.info
         add(("kernels", "PyTorch reference"))
-        add(("device", f"{info.device} in {info.dtype}"))
+        held = f", weights in {info.quantization}" if info.quantization else ""
+        add(("device", f"{info.device} in {info.dtype}{held}"))
         add(
             (
                 "model",
@@ -90,20 +91,21 @@ def examine(model: str, device: str, dtype: str) -> Report:
             )
         )
         engine.close()  # before the server loads another one
-        add(("server", asyncio.run(_ask_a_server(model, device, dtype))))
+        add(("server", asyncio.run(_ask_a_server(model, device, dtype, quantization))))
     except (DGemmaError, JsonRpcException, OSError, TimeoutError) as error:
         report.problem = str(error) or type(error).__name__
     return report
 
 
-async def _ask_a_server(model: str, device: str, dtype: str) -> str:
+async def _ask_a_server(model: str, device: str, dtype: str, quantization: str | None) -> str:
     """Start a server, open a document in it, ask it twice, and end it.
 
     Raises:
         TimeoutError: it does not answer.
     """
     client = LanguageClient("dgemma-doctor", __version__)
-    options = ("--model", model, "--device", device, "--dtype", dtype, "--log-level", "warning")
+    options = ["--model", model, "--device", device, "--dtype", dtype, "--log-level", "warning"]
+    options += ["--quantization", quantization] if quantization else []
     started = time.monotonic()
     await client.start_io(sys.executable, "-m", "dgemma_lsp", "serve", *options)
     inline = types.InlineCompletionClientCapabilities()

@@ -164,7 +164,7 @@ class DGemmaServer(LanguageServer):
         if before != settings:
             self.memory.forget()
             status.tell(self)
-        if (before.model, before.device) != (settings.model, settings.device):
+        if _engine_of(before) != _engine_of(settings):
             self.filler.scheduler.use()
 
     def _build_engine(self, on_death: OnDeath) -> InfillEngine:
@@ -186,6 +186,11 @@ class DGemmaServer(LanguageServer):
     def report_server_error(self, error: Exception, source: ServerErrors) -> None:
         """Log what goes wrong in a notification; nobody asked, so nobody is interrupted."""
         logger.warning("%s: %s", type(error).__name__, error)
+
+
+def _engine_of(settings: Settings) -> tuple[str, str, str]:
+    """The settings that say which engine is built."""
+    return settings.model, settings.device, settings.quantization
 
 
 def build_server(engine_factory: EngineFactory, settings: Settings | None = None) -> DGemmaServer:

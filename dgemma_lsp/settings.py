@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dgemma_engine.memory import QUANTIZATIONS
 from dgemma_engine.types import Decoder
 
 if sys.version_info >= (3, 11):
@@ -28,7 +29,7 @@ else:
 SECTION = "dgemma"  # of workspace/configuration
 TABLE = "dgemma-lsp"  # of a project's pyproject.toml, below [tool]
 # A folder that was cloned may not choose what is loaded here, nor speak for the whole editor.
-_NOT_OF_A_PROJECT = frozenset({"model", "device", "enabled"})
+_NOT_OF_A_PROJECT = frozenset({"model", "device", "quantization", "enabled"})
 
 
 def _whole(default: int | None, least: int, greatest: int, doc: str) -> Any:
@@ -65,6 +66,12 @@ class Settings:
         "default", "`default` for the small model in the package, else a checkpoint folder."
     )
     device: str = _text("auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+    quantization: str = _choice(
+        "none",
+        ("none", *QUANTIZATIONS),
+        "In what the large matrices of a model are held, to save memory; `none` for as its "
+        "checkpoint has them. Slower on a CPU.",
+    )
     trigger: str = _choice(
         "automatic",
         ("automatic", "invoked"),
@@ -229,7 +236,7 @@ _PAGE = f"""\
 
 Each of these comes over the ones before it:
 
-1. `--model` and `--device` of `dgemma-lsp serve`;
+1. `--model`, `--device` and `--quantization` of `dgemma-lsp serve`;
 2. the table `[tool.{TABLE}]` of the `pyproject.toml` in the folder that is open. A folder that
    was cloned has no say in {", ".join(f"`{name}`" for name in sorted(_NOT_OF_A_PROJECT))};
 3. `initializationOptions`;

@@ -17,6 +17,7 @@ from .errors import (
     ContextTooLong,
     DGemmaError,
     EngineUnavailable,
+    OutOfMemory,
     RequestError,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "InfillRequest",
     "InfillResult",
     "OnStep",
+    "OutOfMemory",
     "RequestError",
     "StopReason",
     "Timings",
@@ -64,7 +66,12 @@ __all__ = [
 ]
 
 
-def load_engine(model: str = "default", device: str = "auto", dtype: str = "auto") -> InfillEngine:
+def load_engine(
+    model: str = "default",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+) -> InfillEngine:
     """Load a checkpoint and the infill strategy that suits it.
 
     Args:
@@ -72,17 +79,23 @@ def load_engine(model: str = "default", device: str = "auto", dtype: str = "auto
             Hugging Face layout.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16", "float16".
+        quantization: "fp8", "int8", "int4" or "nvfp4" to hold the large matrices in fewer bits
+            than they are stored in; None to hold them as they are stored.
     Raises:
         EngineUnavailable: torch is not installed, or the device is not there.
+        OutOfMemory: the model does not fit on the device; the message says what would.
         CheckpointError: the folder is not a checkpoint this engine can run.
+        ConfigError: an unknown dtype or quantization.
     """
     _require_torch()
     from .infill import build_engine
 
-    return build_engine(model, device, dtype)
+    return build_engine(model, device, dtype, quantization)
 
 
-def load_model(path: str, device: str = "auto", dtype: str = "auto") -> DiffusionGemma:
+def load_model(
+    path: str, device: str = "auto", dtype: str = "auto", quantization: str | None = None
+) -> DiffusionGemma:
     """Load a checkpoint's parameters, without tokenizer or infill strategy.
 
     Args and errors as for `load_engine`; `path` is always a folder.
@@ -90,7 +103,7 @@ def load_model(path: str, device: str = "auto", dtype: str = "auto") -> Diffusio
     _require_torch()
     from .checkpoint import load_checkpoint
 
-    return load_checkpoint(path, device, dtype)
+    return load_checkpoint(path, device, dtype, quantization)
 
 
 def _require_torch() -> None:

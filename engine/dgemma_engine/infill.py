@@ -21,20 +21,23 @@ from torch import Tensor
 
 from .cache import KVCache, PrefixCache
 from .canvas import Canvas
-from .checkpoint import load_checkpoint, load_configs, read_json
+from .checkpoint import load_checkpoint, load_configs
 from .config import SamplerConfig
 from .copying import copy_from_context
 from .denoise import DenoisingStep, denoise
 from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError, OutOfMemory, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
+from .machine import free_memory
+from .memory import QUANTIZATIONS, memory_plan
 from .model import DiffusionGemma
 from .run_form import fastest_dtype
 from .sampler import noise
 from .special_tokens import LANGUAGE_TAGS
 from .stopping import StableAndConfident, StableText, StoppingCriterion
 from .strategies import InfillPlan, InfillStrategy, choose_strategy
+from .tensor_files import read_json
 from .tokenizer import Tokenizer
 from .types import (
     CancellationToken,
@@ -63,7 +66,11 @@ _MOST_CUTS = 16
 
 
 def build_engine(
-    model: str = "default", device: str = "auto", dtype: str = "auto", strategy: str = "auto"
+    model: str = "default",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    strategy: str = "auto",
 ) -> DiffusionEngine:
     """Load a checkpoint and the strategy that suits it; see `dgemma_engine.load_engine`.
 
@@ -83,12 +90,11 @@ def build_engine(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only "
             f"{config.vocab_size}; they do not belong together"
         )
-    loaded = load_checkpoint(folder, device, dtype)
-    num_parameters = sum(parameter.numel() for parameter in loaded.parameters())
+    loaded = load_checkpoint(folder, device, dtype, quantization)
     if loaded.device.type == "cpu":
-        if num_parameters < _SINGLE_THREAD_PARAMETERS:
+        if loaded.num_parameters < _SINGLE_THREAD_PARAMETERS:
             torch.set_num_threads(1)
-        elif dtype == "auto" and loaded.dtype is torch.float32:
+        elif dtype == "auto" and loaded.dtype is torch.float32 and loaded.quantization is None:
             loaded.to(fastest_dtype(loaded))
     infill_path = folder / "infill_config.json"
     infill_config = read_json(infill_path) if infill_path.exists() else {}
@@ -134,12 +140,13 @@ class DiffusionEngine:
     def info(self) -> EngineInfo:
         return EngineInfo(
             model=self._name,
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            parameters=self.model.num_parameters,
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
             strategy=self.strategy.name,
             confidence_threshold=self._confidence_threshold,
             languages=self._languages,
+            quantization=self.model.quantization,
         )
 
     def count_tokens(self, request: InfillRequest, text: str) -> int:
@@ -175,7 +182,28 @@ class DiffusionEngine:
     ) -> InfillResult:
         """Fill a hole; see `InfillEngine.fill`."""
         with self._lock:
-            return self._fill(request, on_step, cancel)
+            try:
+                return self._fill(request, on_step, cancel)
+            except torch.OutOfMemoryError as error:
+                self._prefix_cache = PrefixCache(self.model)
+                self._judge = Judge(self.model, self.tokenizer)
+                raise OutOfMemory(self._fitting(request)) from error
+
+    def _fitting(self, request: InfillRequest) -> str:
+        """What to say when a fill ran out of memory."""
+        tokens = len(self.strategy.plan(request).prompt_ids)
+        held = f" in {self.model.quantization}" if self.model.quantization else ""
+        free = free_memory(self.model.device)
+        most = 0
+        if free is not None:
+            plan = memory_plan(self.model.config, None, tokens)
+            most = tokens * free.free_bytes // (plan.cache_bytes + plan.work_bytes)
+        return (
+            f"out of memory in a fill with {tokens:,} tokens of context, beside a model of "
+            f"{self.model.num_parameters / 1e9:.1f} B parameters{held}; about "
+            f"{min(tokens // 2, most):,} tokens would fit: lower prefixChars, suffixChars or "
+            f"contextChars, or load the model with --quantization {' or '.join(QUANTIZATIONS)}"
+        )
 
     def _fill(
         self,

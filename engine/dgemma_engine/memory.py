@@ -152,12 +152,13 @@ def held_bytes(config: ModelConfig, forms: Mapping[str, str]) -> int:
     return matrices + 2 * other_parameters(config)
 
 
-def check_quantization(quantization: str) -> None:
-    """Raise ConfigError if there is no such way to hold weights."""
+def check_quantization(quantization: str) -> str:
+    """The name itself; ConfigError if there is no such way to hold weights."""
     if quantization not in HELD_AS:
         raise ConfigError(
             f"quantization must be one of {', '.join(HELD_AS)} or none, got {quantization!r}"
         )
+    return quantization
 
 
 def longest_context(config: ModelConfig, quantization: str | None, available: int) -> int:

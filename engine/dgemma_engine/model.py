@@ -14,7 +14,7 @@ from .attention import Attention, Rotary, build_rotary
 from .cache import KVCache
 from .config import LayerConfig, ModelConfig, SamplerConfig
 from .errors import ContextTooLong, RequestError
-from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning
+from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning, held_weights
 from .masks import encoder_mask
 from .memory import prefill_tokens
 
@@ -113,6 +113,17 @@ class DiffusionGemma(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        """However many bits each is held in; layer scalars are not counted."""
+        held = sum(weight.shape.numel() for weight in held_weights(self))
+        return held + sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def quantization(self) -> str | None:
+        """The formats of the weights that are held in few bits, such as "fp8 and nvfp4"."""
+        return " and ".join(sorted({weight.format.value for weight in held_weights(self)})) or None
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for prefixes of this model."""

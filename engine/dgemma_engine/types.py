@@ -178,7 +178,8 @@ class EngineInfo:
 
     `confidence_threshold` is what its checkpoint asks of a text nobody asked for: starts of fills
     with at least this `prefix_confidences` are worth showing, 0 .. 1. `languages` are the LSP
-    identifiers of those it was trained on; empty where it does not say.
+    identifiers of those it was trained on; empty where it does not say. `quantization` names the
+    formats of the weights that are held in few bits; None where none are.
     """
 
     model: str
@@ -188,6 +189,7 @@ class EngineInfo:
     strategy: str
     confidence_threshold: float = 0.0
     languages: tuple[str, ...] = ()
+    quantization: str | None = None
 
 
 class CancellationToken:

@@ -321,3 +321,14 @@ def test_logs_and_traces_go_where_they_are_sent(tmp_path: Path) -> None:
     assert "to client" in trace.read_text()
     assert "a word of the user" not in log.read_text()
     assert run("serve", "--log-file", tmp_path / "no" / "log") == 2
+
+
+def test_weights_in_few_bits_are_an_option(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every command that loads a model; another name is refused with those there are."""
+    arguments = ("fill", f"{source}:2:12", "--model", checkpoint, "--json")
+    assert run(*arguments, "--quantization", "nvfp4") == 0
+    assert json.loads(capsys.readouterr().out)["passes"] > 0
+    assert run(*arguments, "--quantization", "int3") == 2
+    assert "'fp8', 'int8', 'int4', 'nvfp4'" in capsys.readouterr().err

@@ -76,8 +76,8 @@ def test_a_withdrawn_fill_ends_within_a_pass(fakes: list[EngineProcess]) -> None
 
 def test_a_deadline_holds_there(fakes: list[EngineProcess]) -> None:
     """Seconds that are left, not a point in this process's time."""
-    request = InfillRequest("a", "b", deadline=time.monotonic() + 0.1)
-    result = start(fakes).fill(request)
+    engine = start(fakes)
+    result = engine.fill(InfillRequest("a", "b", deadline=time.monotonic() + 0.1))
     assert result.stop_reason is StopReason.DEADLINE
     assert 1 <= result.num_passes < 15
 
