@@ -1,4 +1,5 @@
-"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`, and `eval` from `evaluation/`.
+"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`, `models`, `quantize`, `bench`,
+and `eval` from `evaluation/`.
 
 Exit status: 0 done, 1 it could not be done (no torch, a broken checkpoint), 2 what was typed cannot
 be used (no such file, a position past the end), 130 interrupted. An error is one line on stderr.
@@ -17,6 +18,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 import dgemma_engine
@@ -44,6 +46,8 @@ from .source_file import InputError, Location, SourceFile
 # The demo is to be watched: each pass stays on the screen at least so long, in seconds.
 _DEMO_PASS_SECONDS = 0.15
 _HOLE_START, _HOLE_END = "«", "»"
+# A table is not folded: a terminal may be narrow, a pipe has no width.
+_TABLE_WIDTH = 160
 
 
 def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -314,6 +318,70 @@ def doctor(model: str, device: str, dtype: str, quantization: str | None) -> Non
         console.print(problem, soft_wrap=True)
         raise SystemExit(1)
     console.print(Text("everything works", style="bold green"))
+
+
+@cli.command()
+@click.argument("folders", nargs=-1)
+def models(folders: tuple[str, ...]) -> None:
+    """Tell which models there are, what they take, what this machine can run, and how to get one.
+
+    FOLDERS are checkpoints of yours that are described instead. Nothing is downloaded, and no
+    connection is opened.
+    """
+    from .models import download_lines, folder_table, known_table, machine_lines
+
+    console = Console(highlight=False, markup=False)
+    memory = dgemma_engine.memory_of_this_machine()
+    for line in machine_lines(memory):
+        console.print(line, style="cyan", soft_wrap=True)
+    console.print()
+    wide = Console(highlight=False, markup=False, width=max(console.width, _TABLE_WIDTH))
+    wide.print(folder_table(folders, memory) if folders else known_table(memory))
+    console.print(
+        "\ncontext: the longest prefix, in tokens, that fits with nothing else in memory; on a CPU "
+        "a large model fills a hole in many seconds",
+        soft_wrap=True,
+    )
+    if not folders:
+        console.print("\nto download one of them:")
+        for text in download_lines():
+            console.print(text, soft_wrap=True)
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--format",
+    "quantization",
+    required=True,
+    type=click.Choice(QUANTIZATIONS),
+    help="int4 and nvfp4 hold the experts in 4 bits, the other matrices in 8.",
+)
+@click.option("--device", default="auto", show_default=True, help="Where matrices are quantised.")
+@click.option(
+    "--max-shard-gb",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of a file, in GB; so much memory is needed.",
+)
+def quantize(source: str, target: str, quantization: str, device: str, max_shard_gb: float) -> None:
+    """Write the checkpoint IN in fewer bits, as the new folder OUT.
+
+    The large matrices are quantised; norms, router and embedding stay as they are. What is
+    quantised already stays so. OUT is loaded like any checkpoint: --model OUT.
+    """
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        work = progress.add_task(quantization)
+
+        def show(done: int, total: int) -> None:
+            progress.update(work, completed=done, total=total)
+
+        most = max(1, int(max_shard_gb * 1e9))
+        dgemma_engine.quantize_checkpoint(source, target, quantization, device, most, show)
+    click.echo(f"{target} is written; use it with --model {target}")
 
 
 cli.add_command(eval_group)

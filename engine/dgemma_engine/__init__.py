@@ -7,6 +7,7 @@ not import torch; `load_engine` and `load_model` do, when called.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 # Errors
@@ -38,7 +39,9 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from .machine import Memory
     from .model import DiffusionGemma
+    from .survey import Survey
 
 __all__ = [
     "CancellationToken",
@@ -63,6 +66,9 @@ __all__ = [
     "Timings",
     "load_engine",
     "load_model",
+    "memory_of_this_machine",
+    "quantize_checkpoint",
+    "survey_checkpoint",
 ]
 
 
@@ -104,6 +110,48 @@ def load_model(
     from .checkpoint import load_checkpoint
 
     return load_checkpoint(path, device, dtype, quantization)
+
+
+def quantize_checkpoint(
+    source: str,
+    target: str,
+    quantization: str,
+    device: str = "auto",
+    max_shard_bytes: int = 4_000_000_000,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a checkpoint in fewer bits; see `convert.quantize_checkpoint`."""
+    _require_torch()
+    from .convert import quantize_checkpoint as convert
+
+    convert(source, target, quantization, device, max_shard_bytes, on_progress)
+
+
+def survey_checkpoint(path: str) -> Survey:
+    """What a checkpoint folder is, by its headers; see `survey.Survey`.
+
+    Args:
+        path: as for `load_engine`.
+    Raises:
+        CheckpointError: the folder is not a checkpoint this engine can run.
+    """
+    _require_torch()
+    from .infill import checkpoint_folder
+    from .survey import survey
+
+    return survey(checkpoint_folder(path))
+
+
+def memory_of_this_machine() -> list[Memory]:
+    """The computer's own memory, if the system says, and every GPU's that torch can use."""
+    from .machine import gpu_memory, main_memory
+
+    own = main_memory()
+    try:
+        _require_torch()
+    except EngineUnavailable:
+        return [own] if own else []
+    return [*([own] if own else []), *gpu_memory()]
 
 
 def _require_torch() -> None:

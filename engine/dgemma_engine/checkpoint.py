@@ -41,6 +41,8 @@ from .tensor_files import TensorFiles, read_json
 
 OUR_METHOD = "dgemma"  # of `dgemma-lsp quantize`, in config.json's quantization_config
 _METHODS_READ = (QUANT_METHOD, OUR_METHOD, "compressed-tensors", "modelopt", "fp8")
+# With the scales of groups of 16.
+_BITS_OF_4 = 4.5
 # A model that cannot even read so many tokens is not loaded.
 _LEAST_CONTEXT = 4096
 _DECODER = "model.decoder."
@@ -114,7 +116,7 @@ def load_checkpoint(
     """
     folder = Path(path).expanduser()
     config, sampler = load_configs(folder)
-    forms = HELD_AS.get(check_quantization(quantization)) if quantization is not None else None
+    forms = None if quantization is None else HELD_AS[check_quantization(quantization)]
     target = resolve_device(device)
     run_dtype = resolve_dtype(dtype, config, target, count_parameters(config))
     stored = StoredModel(folder, config)
@@ -128,7 +130,7 @@ def load_checkpoint(
     loaded: dict[str, Tensor] = {}
     try:
         for name in stored.shapes:
-            weight = stored.read(name, target, _form(name, forms))
+            weight = stored.read(name, target, form_of(name, forms))
             if isinstance(weight, QuantizedWeight):
                 if holds and can_hold(name):
                     hold(model, name, weight)
@@ -149,7 +151,7 @@ def can_hold(name: str) -> bool:
     return ".experts." in name or name.endswith("_proj.weight")
 
 
-def _form(name: str, forms: tuple[str, str] | None) -> WeightFormat | None:
+def form_of(name: str, forms: tuple[str, str] | None) -> WeightFormat | None:
     """What a parameter is quantised to on request; see `quantizable_matrices` for which are."""
     if forms is None:
         return None
@@ -169,7 +171,7 @@ def _require_memory(
 ) -> MemoryPlan:
     """What the model will need; raises OutOfMemory if the device has not got it."""
     forms = HELD_AS.get(quantization or "")
-    weights = sum(stored.num_bytes(name, _form(name, forms), dtype) for name in stored.shapes)
+    weights = sum(stored.num_bytes(name, form_of(name, forms), dtype) for name in stored.shapes)
     context = min(_LEAST_CONTEXT, config.max_position_embeddings)
     plan = replace(memory_plan(config, quantization, context), weight_bytes=weights)
     free = free_memory(device)
@@ -328,14 +330,25 @@ class StoredModel:
                 else:
                     problems.misshapen.append(f"{told} {problem}")
 
-    def num_bytes(self, name: str, form: WeightFormat | None, dtype: torch.dtype) -> int:
-        """What a parameter takes once it is read: as stored, or in a form of fewer bits."""
+    def num_bytes(
+        self, name: str, form: WeightFormat | None, dtype: torch.dtype | None = None
+    ) -> int:
+        """What a parameter takes once it is read: as stored, or in a form of fewer bits.
+
+        Args:
+            name: of `shapes`.
+            form: as for `read`.
+            dtype: of what is not quantised; None for the dtype in which it is stored.
+        """
         total = 0
         for stored in self._pieces[name].values():
             assert stored.data is not None
-            if _is_float(self._files.tensors[stored.data].dtype):
+            stored_dtype = self._files.tensors[stored.data].dtype
+            if stored_dtype is not None and _is_float(stored_dtype):
                 numbers = math.prod(stored.shape(self._files.tensors) or ())
-                bits = 8 * dtype.itemsize if form is None else 4.6 if form.is_4_bit else 8
+                bits = 8.0 * (dtype or stored_dtype).itemsize
+                if form is not None:
+                    bits = _BITS_OF_4 if form.is_4_bit else 8.0
                 total += int(numbers * bits / 8)
             else:
                 total += sum(
@@ -356,27 +369,26 @@ class StoredModel:
         Raises:
             CheckpointError: a file is damaged, or experts are stored in several forms.
         """
-        pieces, read = self._pieces[name], self._files.read
-        whole = pieces.get(Place(name))
-        shape = self.shapes[name]
-        if whole is not None:
-            assert whole.data is not None
-            if form is None or len(shape) < 3 or not self._is_stored_in_float(whole):
-                return in_format(read_weight(whole, read, device), form)
-            stack, data = Stack(shape), whole.data
-            for expert in range(shape[0]):  # a stack of experts is large; one of them is not
-                matrix = self._files.read_at(data, expert).to(device)
-                stack.put(expert, None, in_format(matrix, form))
+        try:
+            return self._read(name, device, form)
+        except ValueError as error:
+            raise CheckpointError(f"{self._folder}: {name}: {error}") from error
+
+    def _read(self, name: str, device: torch.device, form: WeightFormat | None) -> Weight:
+        pieces, read, shape = self._pieces[name], self._files.read, self.shapes[name]
+        whole, stack = pieces.get(Place(name)), Stack(shape)
+        if whole is None:
+            for place, stored in pieces.items():
+                assert place.expert is not None
+                piece = in_format(read_weight(stored, read, device), form)
+                stack.put(place.expert, place.part, piece)
             return stack.whole()
-        stack = Stack(shape)
-        for place, stored in pieces.items():
-            assert place.expert is not None
-            try:
-                stack.put(
-                    place.expert, place.part, in_format(read_weight(stored, read, device), form)
-                )
-            except ValueError as error:
-                raise CheckpointError(f"{self._folder}: {name}: {error}") from error
+        if form is None or len(shape) < 3 or not self._is_stored_in_float(whole):
+            return in_format(read_weight(whole, read, device), form)
+        assert whole.data is not None
+        for expert in range(shape[0]):  # a stack of experts is large; one of them is not
+            matrix = self._files.read_at(whole.data, expert).to(device)
+            stack.put(expert, None, in_format(matrix, form))
         return stack.whole()
 
     def _is_stored_in_float(self, stored: StoredWeight) -> bool:

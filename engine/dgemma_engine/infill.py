@@ -80,9 +80,7 @@ def build_engine(
     Args:
         strategy: see `choose_strategy`.
     """
-    folder = CHECKPOINTS_FOLDER / DEFAULT_CHECKPOINT
-    if model != "default":
-        folder = Path(model).expanduser()
+    folder = checkpoint_folder(model)
     config, _ = load_configs(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
@@ -103,6 +101,13 @@ def build_engine(
     learned = {LANGUAGE_TAGS.get(name) for name in infill_config.get("languages", ())}
     languages = tuple(name for name, tag in LANGUAGE_TAGS.items() if tag in learned)
     return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold, languages)
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The folder of a model's name: "default" for the one in this package."""
+    if model == "default":
+        return CHECKPOINTS_FOLDER / DEFAULT_CHECKPOINT
+    return Path(model).expanduser()
 
 
 class _Fill(NamedTuple):

@@ -161,11 +161,15 @@ def check_quantization(quantization: str) -> str:
     return quantization
 
 
-def longest_context(config: ModelConfig, quantization: str | None, available: int) -> int:
-    """The longest prefix, in tokens, that fits into so many bytes; 0 if not even 1024 do."""
-    fitting, length = 0, 1024
+def longest_context(config: ModelConfig, weights: int, available: int) -> int:
+    """The longest prefix, in tokens, that fits beside so many bytes of weights; 0 for none.
+
+    Found by doubling: half of it at least is told, and never more than the model can read.
+    """
+    fitting, length = 0, min(1024, config.max_position_embeddings)
     while length <= config.max_position_embeddings:
-        if memory_plan(config, quantization, length).total_bytes > available:
+        needed = _cache_bytes(config, length) + _work_bytes(config, length)
+        if weights + needed > available:
             break
         fitting, length = length, length * 2
     return fitting
@@ -177,7 +181,10 @@ def what_fits(config: ModelConfig, available: int) -> list[tuple[str | None, int
     Returns:
         the quantization, and the longest context with it, in tokens.
     """
-    contexts = [(name, longest_context(config, name, available)) for name in (None, *HELD_AS)]
+    contexts = [
+        (name, longest_context(config, weight_bytes(config, name), available))
+        for name in (None, *HELD_AS)
+    ]
     return [(name, context) for name, context in contexts if context > 0]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import dgemma_engine
+from dgemma_engine.machine import Memory
 from dgemma_lsp.cli import main
 
 from ..engine.tiny import SAMPLE, save_checkpoint
@@ -332,3 +334,60 @@ def test_weights_in_few_bits_are_an_option(
     assert json.loads(capsys.readouterr().out)["passes"] > 0
     assert run(*arguments, "--quantization", "int3") == 2
     assert "'fp8', 'int8', 'int4', 'nvfp4'" in capsys.readouterr().err
+
+
+def test_quantize_writes_what_fill_reads(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new folder; the second time it is there already."""
+    arguments = ("quantize", checkpoint, tmp_path / "small", "--format", "int4")
+    assert run(*arguments) == 0
+    assert f"use it with --model {tmp_path}/small" in capsys.readouterr().out
+    assert run("fill", f"{source}:2:12", "--model", tmp_path / "small") == 0
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    assert "exists already" in error_line(capsys)
+
+
+GPU = Memory("cuda:0", "a card of 24 GB", 25_000_000_000, 24_000_000_000)
+
+
+def test_models_tells_what_runs_and_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every known model with its sizes, what fits on each device, and a command; no network."""
+
+    def no_network(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    small = Memory("cpu", "2 CPU cores", 16_000_000_000, 8_000_000_000)
+    monkeypatch.setattr(dgemma_engine, "memory_of_this_machine", lambda: [small, GPU])
+    assert run("models") == 0
+    shown = capsys.readouterr().out
+    assert "cuda:0: a card of 24 GB, 25.0 GB of memory, 24.0 GB free" in shown
+    rows = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
+    assert rows["default"][-2:] == ["4,096", "4,096"]
+    assert rows["google/diffusiongemma-26B-A4B-it"][-4:] == ["too", "large", "too", "large"]
+    assert "51.6 GB" in shown
+    assert "50.5 GB" in shown
+    four_bits = next(line for line in shown.splitlines() if "--quantization int4" in line)
+    assert "too large" in four_bits, "not into 16 GB"
+    assert four_bits.endswith(",072"), "but with a context of 131,072 on the card"
+    assert (
+        "hf download nvidia/diffusiongemma-26B-A4B-it-NVFP4 "
+        "--local-dir diffusiongemma-26B-A4B-it-NVFP4\n"
+    ) in shown
+
+
+def test_models_describes_folders(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As stored, and in fewer bits; what is no checkpoint is an error."""
+    assert run("models", checkpoint) == 0
+    shown = capsys.readouterr().out
+    assert "M parameters, float32" in shown
+    assert "--quantization nvfp4" in shown
+    assert "hf download" not in shown
+    assert run("models", tmp_path / "absent") == 1
+    assert "no such checkpoint folder" in capsys.readouterr().err

@@ -83,7 +83,9 @@ def test_an_error_says_what_would_fit(published: ModelConfig) -> None:
     fitting = dict(what_fits(published, int(23.5 * GB)))
     assert set(fitting) == {"int4", "nvfp4"}
     assert fitting["int4"] >= 8192
-    assert longest_context(published, "int4", int(40 * GB)) > fitting["int4"]
+    assert (
+        longest_context(published, weight_bytes(published, "int4"), int(40 * GB)) > fitting["int4"]
+    )
     plan = memory_plan(published, "fp8", 4096)
     text = does_not_fit(published, plan, int(23.5 * GB), "cuda:0")
     assert "the model in fp8 needs 28.7 GB for" in text
