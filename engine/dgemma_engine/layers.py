@@ -146,6 +146,4 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, config.hidden_size, size))
 
     def forward(self, hidden: Tensor, expert_index: Tensor, expert_weight: Tensor) -> Tensor:
-        gate_up_proj = plain(self.gate_up_proj, hidden.dtype)
-        down_proj = plain(self.down_proj, hidden.dtype)
-        return moe_experts(hidden, expert_index, expert_weight, gate_up_proj, down_proj)
+        return moe_experts(hidden, expert_index, expert_weight, self.gate_up_proj, self.down_proj)
