@@ -33,6 +33,7 @@ from dgemma_engine import (
 from dgemma_engine.memory import QUANTIZATIONS
 
 from . import __version__
+from .benchmark import bench_heading, bench_table
 from .context import ContextBudget, build_request
 from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
@@ -46,7 +47,6 @@ from .source_file import InputError, Location, SourceFile
 # The demo is to be watched: each pass stays on the screen at least so long, in seconds.
 _DEMO_PASS_SECONDS = 0.15
 _HOLE_START, _HOLE_END = "«", "»"
-# A table is not folded: a terminal may be narrow, a pipe has no width.
 _TABLE_WIDTH = 160
 
 
@@ -321,6 +321,40 @@ def doctor(model: str, device: str, dtype: str, quantization: str | None) -> Non
 
 
 @cli.command()
+@_engine_options
+@click.option(
+    "--seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="At most, about."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def bench(
+    model: str,
+    device: str,
+    dtype: str,
+    quantization: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Time the passes, fills and prefills of a model on this machine.
+
+    The floor is the time that reading its weights takes at the bandwidth of a copy, measured now:
+    with nothing else in the way no pass could be faster.
+    """
+    console = Console(stderr=as_json, highlight=False, markup=False)
+    timed = dgemma_engine.load_bench(model, device, dtype, quantization, seconds)
+    console.print(bench_heading(timed), style="cyan", soft_wrap=True)
+    rows = []
+    with console.status("timing ..."):
+        for row in timed.rows():
+            rows.append(row)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    else:
+        _wide(console).print(bench_table(rows))
+    for what in timed.left_out:
+        console.print(f"left out, the time was over: {what}", style="yellow")
+
+
+@cli.command()
 @click.argument("folders", nargs=-1)
 def models(folders: tuple[str, ...]) -> None:
     """Tell which models there are, what they take, what this machine can run, and how to get one.
@@ -335,8 +369,7 @@ def models(folders: tuple[str, ...]) -> None:
     for line in machine_lines(memory):
         console.print(line, style="cyan", soft_wrap=True)
     console.print()
-    wide = Console(highlight=False, markup=False, width=max(console.width, _TABLE_WIDTH))
-    wide.print(folder_table(folders, memory) if folders else known_table(memory))
+    _wide(console).print(folder_table(folders, memory) if folders else known_table(memory))
     console.print(
         "\ncontext: the longest prefix, in tokens, that fits with nothing else in memory; on a CPU "
         "a large model fills a hole in many seconds",
@@ -405,6 +438,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, status: int) -> None:
     click.echo(f"dgemma-lsp: error: {message}", err=True)
     sys.exit(status)
+
+
+def _wide(console: Console) -> Console:
+    """For tables: a terminal that is narrow cuts them, a pipe has no width at all."""
+    return Console(highlight=False, markup=False, width=max(console.width, _TABLE_WIDTH))
 
 
 def _find_hole(location: Location) -> tuple[SourceFile, Hole]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .machine import Memory
     from .model import DiffusionGemma
     from .survey import Survey
+    from .timing import Bench
 
 __all__ = [
     "CancellationToken",
@@ -64,6 +65,7 @@ __all__ = [
     "RequestError",
     "StopReason",
     "Timings",
+    "load_bench",
     "load_engine",
     "load_model",
     "memory_of_this_machine",
@@ -152,6 +154,22 @@ def memory_of_this_machine() -> list[Memory]:
     except EngineUnavailable:
         return [own] if own else []
     return [*([own] if own else []), *gpu_memory()]
+
+
+def load_bench(
+    model: str = "default",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    seconds: float = 120.0,
+) -> Bench:
+    """Load a model as `load_engine` does, to be timed for so many seconds; see `timing.Bench`."""
+    _require_torch()
+    from .infill import build_engine
+    from .timing import Bench, Plan
+
+    engine = build_engine(model, device, dtype, quantization)
+    return Bench(engine.model, Plan(seconds=seconds))
 
 
 def _require_torch() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import dgemma_engine
+from dgemma_engine import timing
 from dgemma_engine.machine import Memory
 from dgemma_lsp.cli import main
 
@@ -391,3 +394,27 @@ def test_models_describes_folders(
     assert "hf download" not in shown
     assert run("models", tmp_path / "absent") == 1
     assert "no such checkpoint folder" in capsys.readouterr().err
+
+
+def test_bench_times_the_users_model(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its passes, fills and prefills on this device, with the floor beside them."""
+    monkeypatch.setattr(timing.Plan, "__init__", partial_plan(timing.Plan.__init__))
+    assert run("bench", "--model", checkpoint, "--device", "cpu", "--quantization", "int8") == 0
+    shown = capsys.readouterr().out
+    assert "weights in int8; a copy moves" in shown
+    assert "incremental prefill" in shown
+    assert run("bench", "--model", checkpoint, "--device", "cpu", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["what"] for row in rows} == {"prefill", "incremental prefill", "pass", "fill"}
+    assert all(row["ms"] > 0 and row["floor_ms"] > 0 for row in rows)
+
+
+def partial_plan(build: Callable[..., None]) -> Callable[..., None]:
+    """A plan that a tiny model can follow in a moment."""
+
+    def small(self: timing.Plan, **changes: Any) -> None:
+        build(self, **{"canvases": (32, 64), "prefixes": (40,), "repeats": 1, **changes})
+
+    return small
