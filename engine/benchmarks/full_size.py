@@ -29,7 +29,7 @@ from dgemma_engine.checkpoint import form_of, our_name_to_stored, resolve_device
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.errors import DGemmaError, OutOfMemory
 from dgemma_engine.known import PUBLISHED_CONFIG
-from dgemma_engine.layers import hold, plain
+from dgemma_engine.layers import hold
 from dgemma_engine.machine import free_memory
 from dgemma_engine.memory import HELD_AS, does_not_fit, memory_plan, num_parameters
 from dgemma_engine.model import DiffusionGemma
@@ -179,7 +179,7 @@ def _stored_weights(model: DiffusionGemma) -> Iterator[tuple[str, Tensor]]:
     for owner, module in model.named_modules():
         for attribute, value in vars(module).items():
             if isinstance(value, QuantizedWeight):
-                yield our_name_to_stored(f"{owner}.{attribute}"), plain(value, model.dtype)
+                yield our_name_to_stored(f"{owner}.{attribute}"), value.dequantize(model.dtype)
 
 
 def _fill_buffers(module: Any, device: torch.device, dtype: torch.dtype) -> None:

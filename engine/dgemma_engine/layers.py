@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma_kernels import gated_mlp, moe_experts, rms_norm, route
+from dgemma_kernels import gated_mlp, linear, moe_experts, rms_norm, route
 from dgemma_kernels.weights import QuantizedWeight
 
 from .config import ModelConfig
@@ -39,12 +38,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_rows, num_columns))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, plain(self.weight, hidden.dtype))
-
-
-def plain(weight: Tensor | QuantizedWeight, dtype: torch.dtype) -> Tensor:
-    """A weight as numbers."""
-    return weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight
+        return linear(hidden, self.weight)
 
 
 def hold(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
@@ -78,8 +72,7 @@ class GatedMLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        projections = (self.gate_proj, self.up_proj, self.down_proj)
-        return gated_mlp(hidden, *(plain(item.weight, hidden.dtype) for item in projections))
+        return gated_mlp(hidden, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
 
 
 class SelfConditioning(GatedMLP):

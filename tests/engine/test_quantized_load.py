@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from dgemma_engine import ConfigError, OutOfMemory, checkpoint, infill, load_engine, load_model
 from dgemma_engine.checkpoint import load_checkpoint
 from dgemma_engine.config import ModelConfig
-from dgemma_engine.layers import held_weights, plain
+from dgemma_engine.layers import held_weights
 from dgemma_engine.machine import Memory
 from dgemma_engine.memory import HELD_AS, memory_plan, weight_bytes
 from dgemma_engine.process import EngineProcess
@@ -60,7 +60,7 @@ def test_a_quantised_model_is_its_dequantised_twin(quantization: str, folder: Pa
         for attribute in ("weight", "gate_up_proj", "down_proj"):
             held = getattr(own, attribute, None)
             if isinstance(held, QuantizedWeight):
-                getattr(module, attribute).copy_(plain(held, torch.float32))
+                getattr(module, attribute).copy_(held.dequantize(torch.float32))
     assert torch.equal(logits(model), logits(twin))
     assert not torch.equal(logits(model), logits(build_model()))
 
