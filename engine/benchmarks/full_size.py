@@ -105,7 +105,7 @@ def build_model(
     free = free_memory(device)
     if free is not None and plan.total_bytes > free.free_bytes and device.type == "cuda":
         raise OutOfMemory(does_not_fit(config, plan, free.free_bytes, str(device)))
-    forms = HELD_AS.get(quantization or "")
+    forms, prepared = HELD_AS.get(quantization or ""), device.type == "cuda"
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         model = DiffusionGemma(config)
@@ -121,13 +121,13 @@ def build_model(
         if form is None:
             weights[name] = tensor
         elif tensor.ndim == 2:
-            held = in_format(tensor, form)
+            held = in_format(tensor, form, prepared=prepared)
             assert isinstance(held, QuantizedWeight)
             hold(model, name, held)
         else:
             stack = Stack(tuple(tensor.shape))
             for expert, matrix in enumerate(tensor):
-                stack.put(expert, None, in_format(matrix, form))
+                stack.put(expert, None, in_format(matrix, form, prepared=prepared))
             whole = stack.whole()
             assert isinstance(whole, QuantizedWeight)
             hold(model, name, whole)

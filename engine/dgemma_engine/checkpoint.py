@@ -130,9 +130,11 @@ def load_checkpoint(
     loaded: dict[str, Tensor] = {}
     try:
         for name in stored.shapes:
-            weight = stored.read(name, target, form_of(name, forms))
+            is_held = holds and can_hold(name)
+            prepared = is_held and target.type == "cuda"
+            weight = stored.read(name, target, form_of(name, forms), prepared=prepared)
             if isinstance(weight, QuantizedWeight):
-                if holds and can_hold(name):
+                if is_held:
                     hold(model, name, weight)
                     continue
                 weight = weight.dequantize(run_dtype)
@@ -358,7 +360,14 @@ class StoredModel:
                 )
         return total
 
-    def read(self, name: str, device: torch.device, form: WeightFormat | None = None) -> Weight:
+    def read(
+        self,
+        name: str,
+        device: torch.device,
+        form: WeightFormat | None = None,
+        *,
+        prepared: bool = False,
+    ) -> Weight:
         """One parameter.
 
         Args:
@@ -366,29 +375,39 @@ class StoredModel:
             device: where it is wanted.
             form: what a weight stored in a float type is quantised to, piece by piece on its way;
                 None leaves it. What is stored quantised stays in its own form.
+            prepared: in the order in which kernels read it, matrix by matrix.
         Raises:
             CheckpointError: a file is damaged, or experts are stored in several forms.
         """
         try:
-            return self._read(name, device, form)
+            return self._read(name, device, form, prepared)
         except ValueError as error:
             raise CheckpointError(f"{self._folder}: {name}: {error}") from error
 
-    def _read(self, name: str, device: torch.device, form: WeightFormat | None) -> Weight:
+    def _read(
+        self, name: str, device: torch.device, form: WeightFormat | None, prepared: bool
+    ) -> Weight:
         pieces, read, shape = self._pieces[name], self._files.read, self.shapes[name]
         whole, stack = pieces.get(Place(name)), Stack(shape)
         if whole is None:
             for place, stored in pieces.items():
                 assert place.expert is not None
-                piece = in_format(read_weight(stored, read, device), form)
+                piece = in_format(read_weight(stored, read, device), form, prepared=prepared)
                 stack.put(place.expert, place.part, piece)
             return stack.whole()
-        if form is None or len(shape) < 3 or not self._is_stored_in_float(whole):
-            return in_format(read_weight(whole, read, device), form)
+        is_float = self._is_stored_in_float(whole)
+        if len(shape) < 3 or (is_float and form is None) or not (is_float or prepared):
+            return in_format(read_weight(whole, read, device), form, prepared=prepared)
         assert whole.data is not None
-        for expert in range(shape[0]):  # a stack of experts is large; one of them is not
-            matrix = self._files.read_at(whole.data, expert).to(device)
-            stack.put(expert, None, in_format(matrix, form))
+        # A stack of experts is large, and what is made of it on the way; one expert is not.
+        stored_stack = None if is_float else read_weight(whole, read, device)
+        for expert in range(shape[0]):
+            matrix: Weight
+            if stored_stack is None:
+                matrix = self._files.read_at(whole.data, expert).to(device)
+            else:
+                matrix = stored_stack[expert]
+            stack.put(expert, None, in_format(matrix, form, prepared=prepared))
         return stack.whole()
 
     def _is_stored_in_float(self, stored: StoredWeight) -> bool:

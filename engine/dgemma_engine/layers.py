@@ -42,16 +42,12 @@ class Linear(nn.Module):
 
 
 def hold(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
-    """Give a model a quantised weight in the place of a parameter, which it loses.
-
-    On a GPU it is put in the order in which kernels read it.
-    """
+    """Give a model a quantised weight in the place of a parameter, which it loses."""
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     assert isinstance(module, Linear | Experts), name
     delattr(module, attribute)
-    is_on_gpu = weight.device.type == "cuda"
-    setattr(module, attribute, weight.prepared_for_kernel() if is_on_gpu else weight)
+    setattr(module, attribute, weight)
 
 
 def held_weights(model: nn.Module) -> Iterator[QuantizedWeight]:

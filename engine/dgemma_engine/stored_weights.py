@@ -34,7 +34,7 @@ Weight = Tensor | QuantizedWeight
 # What may follow a weight's name, and is part of it.
 _ROLES = ("_packed", "_scale_inv", "_scale_2", "_global_scale", "_scale", "_shape")
 _ROLES_REFUSED = ("_zero_point", "_g_idx")
-_OF_ACTIVATIONS = re.compile(r"\.(input_scale|input_global_scale|[kvq]_scale|output_scale)$")
+_OF_ACTIVATIONS = re.compile(r"\.(input_scale|input_global_scale|(k|v|q|kv)_scale|output_scale)$")
 _ONE_EXPERT = re.compile(r"^(layers\.\d+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(\w*)$")
 
 
@@ -128,6 +128,8 @@ def problem_of(stored: StoredWeight, tensors: Mapping[str, StoredTensor]) -> str
             allowed += [(), (1,), blocks]
     if scale in allowed:
         return None
+    if entry.dtype == torch.int32 and scale is not None and scale[:-1] == (*leading, rows):
+        return f"has a scale for {columns // scale[-1]} columns, and only groups of 128 are read"
     return f"{scale_role} is {scale}, expected {allowed[0]}"
 
 
@@ -177,11 +179,19 @@ def read_weight(
     return data
 
 
-def in_format(weight: Weight, form: WeightFormat | None) -> Weight:
-    """A float weight in fewer bits, if any are asked for; one that is quantised stays as it is."""
-    if form is None or isinstance(weight, QuantizedWeight):
-        return weight
-    return quantize(weight, form)
+def in_format(weight: Weight, form: WeightFormat | None, *, prepared: bool = False) -> Weight:
+    """A float weight in fewer bits, if any are asked for; one that is quantised stays as it is.
+
+    Args:
+        weight: one matrix, or several.
+        form: which bits.
+        prepared: put what is quantised into the order in which kernels read it.
+    """
+    if form is not None and isinstance(weight, Tensor):
+        weight = quantize(weight, form)
+    if prepared and isinstance(weight, QuantizedWeight):
+        return weight.prepared_for_kernel()
+    return weight
 
 
 def stored_parts(name: str, weight: Weight) -> dict[str, Tensor]:

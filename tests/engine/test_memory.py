@@ -72,6 +72,11 @@ def test_cache_of_the_26b(published: ModelConfig) -> None:
     )
 
 
+def test_four_bits_run_in_18_gb(published: ModelConfig) -> None:
+    """With a context of 4,096 tokens, everything counted."""
+    assert memory_plan(published, "int4", 4096).total_bytes < 18 * GB
+
+
 def test_unknown_names_are_refused(published: ModelConfig) -> None:
     """The error lists what there is."""
     with pytest.raises(ConfigError, match="one of fp8, int8, int4, nvfp4 or none, got 'int3'"):

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dgemma_engine import ConfigError, OutOfMemory, checkpoint, infill, load_engine, load_model
-from dgemma_engine.checkpoint import load_checkpoint
+from dgemma_engine.checkpoint import StoredModel, form_of, load_checkpoint
 from dgemma_engine.config import ModelConfig
+from dgemma_engine.convert import quantize_checkpoint
 from dgemma_engine.layers import held_weights
 from dgemma_engine.machine import Memory
 from dgemma_engine.memory import HELD_AS, memory_plan, weight_bytes
@@ -63,6 +64,26 @@ def test_a_quantised_model_is_its_dequantised_twin(quantization: str, folder: Pa
                 getattr(module, attribute).copy_(held.dequantize(torch.float32))
     assert torch.equal(logits(model), logits(twin))
     assert not torch.equal(logits(model), logits(build_model()))
+
+
+@pytest.mark.parametrize("quantization", HELD_AS)
+def test_kernels_get_their_own_order(quantization: str, folder: Path, tmp_path: Path) -> None:
+    """Made matrix by matrix on the way, from a plain checkpoint and from one that is quantised."""
+    quantize_checkpoint(folder, tmp_path / "out", quantization, "cpu")
+    config = ModelConfig.from_json(config_json())
+    for source in (folder, tmp_path / "out"):
+        stored = StoredModel(source, config)
+        for name in ("layers.0.experts.gate_up_proj", "layers.2.mlp.down_proj.weight"):
+            form = form_of(name, HELD_AS[quantization])
+            expected = stored.read(name, torch.device("cpu"), form)
+            actual = stored.read(name, torch.device("cpu"), form, prepared=True)
+            assert isinstance(expected, QuantizedWeight)
+            assert isinstance(actual, QuantizedWeight)
+            whole = expected.prepared_for_kernel()
+            assert actual.split == whole.split
+            assert torch.equal(actual.data.view(torch.uint8), whole.data.view(torch.uint8))
+            numbers = actual.dequantize(torch.float32)
+            assert torch.equal(numbers, expected.dequantize(torch.float32))
 
 
 @pytest.mark.parametrize("quantization", [None, *HELD_AS])
@@ -156,7 +177,7 @@ def test_running_out_while_loading_is_told_the_same_way(
 ) -> None:
     """CUDA's own error becomes ours."""
 
-    def run_out(*_: object) -> Tensor:
+    def run_out(*_: object, **__: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(checkpoint.StoredModel, "read", run_out)
@@ -171,7 +192,7 @@ def test_running_out_in_a_fill_says_which_context_fits(
     engine = load_engine(str(folder), device="cpu")
     with monkeypatch.context() as patch:
 
-        def run_out(*_: object) -> Tensor:
+        def run_out(*_: object, **__: object) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         patch.setattr(infill.PrefixCache, "encode", run_out)

@@ -83,6 +83,17 @@ def test_a_published_form_loads_as_it_is(form: str, tmp_path: Path) -> None:
     assert (logits(model) - logits(expected)).abs().max() < 1e-4
 
 
+def test_what_is_not_quantised_yet_can_be(tmp_path: Path) -> None:
+    """Experts in NVFP4 stay so, attention and the dense MLP become what is asked for."""
+    save_quantised(tmp_path, quantised.nvfp4_of_modelopt, experts, dict(MODELOPT))
+    as_stored = load_model(str(tmp_path), dtype="float32")
+    model = load_model(str(tmp_path), dtype="float32", quantization="int8")
+    assert model.quantization == "int8 and nvfp4"
+    for one, other in zip(model.layers, as_stored.layers, strict=True):
+        assert torch.equal(one.experts.down_proj.data, other.experts.down_proj.data)
+        assert one.self_attn.q_proj.weight.format.value == "int8"
+
+
 def test_blocks_load_as_they_are(tmp_path: Path) -> None:
     """Where each part of an expert is made of whole blocks, nothing is rounded anew."""
     sizes = {"moe_intermediate_size": 128, "intermediate_size": 160}
@@ -148,6 +159,15 @@ UP = "model.decoder.layers.1.experts.2.up_proj"
         (
             lambda t: t.update({f"{UP}.weight": torch.zeros(16, 9, dtype=torch.uint8)}),
             r"is \(16, 18\), expected \(16, 32\)",
+        ),
+        (
+            lambda t: t.update(
+                {
+                    f"{UP}.weight": torch.zeros(16, 4, dtype=torch.int32),
+                    f"{UP}.weight_scale": torch.zeros(16, 2),
+                }
+            ),
+            "has a scale for 16 columns, and only groups of 128 are read",
         ),
         (
             lambda t: t.update({f"{UP}.weight": torch.zeros(16, 32)}),
