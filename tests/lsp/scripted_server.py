@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from dgemma_engine import CheckpointError, InfillRequest
+from dgemma_engine import CheckpointError, InfillRequest, OutOfMemory
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.scheduler import OnDeath
 from dgemma_lsp.server import Transport, serve
@@ -27,6 +27,7 @@ def main(
     pass_seconds: float = 0.0,
     load_seconds: float = 0.0,
     models: tuple[str, ...] = ("default",),
+    quantizations: tuple[str, ...] = ("none",),
     fill_error: str | None = None,
     torch_report: str | None = None,
     transport: Transport = "stdio",
@@ -36,6 +37,7 @@ def main(
 
     Args:
         models: that can be loaded; the others raise CheckpointError.
+        quantizations: that fit; the others raise OutOfMemory.
         fill_error: every fill raises a RuntimeError with this text.
         torch_report: file that says at the end whether torch was imported.
     """
@@ -52,6 +54,8 @@ def main(
         time.sleep(load_seconds)
         if settings.model not in models:
             raise CheckpointError(f"{settings.model} is not a checkpoint; choose another model")
+        if settings.quantization not in quantizations:
+            raise OutOfMemory(f"{settings.quantization} does not fit; what would fit: int4")
         return FakeEngine(respond, num_passes=num_passes, pass_seconds=pass_seconds)
 
     status = serve(build_engine, transport=transport, port=port)

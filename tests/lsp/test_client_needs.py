@@ -268,6 +268,18 @@ def test_bad_settings_are_told_once() -> None:
         assert "unknown setting 'modle'" in second
 
 
+def test_fewer_bits_are_loaded_when_they_are_chosen() -> None:
+    """A model that does not fit, then one that does: no restart."""
+    with RawClient(SCRIPTED, json.dumps({"quantizations": ["int4"]})) as client:
+        client.initialize(options={}, textDocument={"inlineCompletion": {}})
+        client.open(URI, TEXT)
+        assert items(client) == []
+        smaller = {"settings": {"dgemma": {"quantization": "int4"}}}
+        client.notify("workspace/didChangeConfiguration", smaller)
+        assert len(items(client)) == 1
+        assert client.close() == 0
+
+
 def test_another_model_is_loaded_when_it_is_chosen() -> None:
     """A model that cannot be loaded, then one that can: no restart."""
     options = {"models": ["default", "better"]}
