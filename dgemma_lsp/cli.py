@@ -1,4 +1,5 @@
-"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`, and `eval` from `evaluation/`.
+"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`, `models`, `quantize`, `bench`,
+and `eval` from `evaluation/`.
 
 Exit status: 0 done, 1 it could not be done (no torch, a broken checkpoint), 2 what was typed cannot
 be used (no such file, a position past the end), 130 interrupted. An error is one line on stderr.
@@ -18,6 +19,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 import dgemma_engine
@@ -29,8 +31,10 @@ from dgemma_engine import (
     InfillRequest,
     InfillResult,
 )
+from dgemma_engine.memory import QUANTIZATIONS
 
 from . import __version__
+from .benchmark import bench_heading, bench_table
 from .context import ContextBudget, build_request
 from .engines import ENGINES, build_engine
 from .evaluation.commands import eval_group
@@ -45,11 +49,18 @@ from .source_file import InputError, Location, SourceFile
 # The demo is to be watched: each pass stays on the screen at least so long, in seconds.
 _DEMO_PASS_SECONDS = 0.15
 _HOLE_START, _HOLE_END = "«", "»"
+_TABLE_WIDTH = 160
 
 
 def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--model, --device and --dtype, the same wherever an engine is loaded."""
+    """--model, --device, --dtype and --quantization, the same wherever an engine is loaded."""
     for option in (
+        click.option(
+            "--quantization",
+            default=None,
+            type=click.Choice(QUANTIZATIONS),
+            help="Hold the large matrices in so few bits; by default as they are stored.",
+        ),
         click.option(
             "--dtype",
             default="auto",
@@ -120,6 +131,7 @@ def serve(
     dtype: str,
     engine: str,
     engine_url: str,
+    quantization: str | None,
     stdio: bool,
     tcp: bool,
     ws: bool,
@@ -143,7 +155,13 @@ def serve(
     try:
         status = serve_client(
             partial(build_engine, dtype=dtype),
-            Settings(model=model, device=device, engine=engine, engine_url=engine_url),
+            Settings(
+                model=model,
+                device=device,
+                quantization=quantization or "none",
+                engine=engine,
+                engine_url=engine_url,
+            ),
             transport="tcp" if tcp else "ws" if ws else "stdio",
             host=host,
             port=port,
@@ -179,6 +197,7 @@ def fill(
     model: str,
     device: str,
     dtype: str,
+    quantization: str | None,
     write: bool,
     as_json: bool,
     watch: bool,
@@ -197,7 +216,7 @@ def fill(
         file.snapshot(), hole, ContextBudget(), max_tokens=max_tokens, seed=seed
     )
     request = dataclasses.replace(request, max_steps=steps, decoder=Decoder(decoder))
-    engine = dgemma_engine.load_engine(model, device, dtype)
+    engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start] + hole.before, hole.after + file.text[hole.end :]
     result = _run(engine, request, console, prefix, suffix, watch=watch)
@@ -222,7 +241,7 @@ def fill(
 @cli.command()
 @click.argument("location")
 @_engine_options
-def context(location: str, model: str, device: str, dtype: str) -> None:
+def context(location: str, model: str, device: str, dtype: str, quantization: str | None) -> None:
     """Print exactly what the model would see of a file.
 
     LOCATION is as for `fill`. In an editor other open files may be read too; the command
@@ -240,19 +259,19 @@ def context(location: str, model: str, device: str, dtype: str) -> None:
     budget = ContextBudget(settings.prefix_chars, settings.suffix_chars)
     request = build_request(snapshot, hole, budget, related=related, max_tokens=settings.max_tokens)
     click.echo(f"hole: {hole.role.value} ({hole.kind.value})")
-    click.echo(dgemma_engine.load_engine(model, device, dtype).render(request))
+    click.echo(dgemma_engine.load_engine(model, device, dtype, quantization).render(request))
 
 
 @cli.command()
 @_engine_options
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
-def demo(model: str, device: str, dtype: str, seed: int) -> None:
+def demo(model: str, device: str, dtype: str, quantization: str | None, seed: int) -> None:
     """Fill the holes of a sample file and show the canvas as it settles."""
     console = Console(highlight=False, markup=False)
     source = resources.files("dgemma_lsp").joinpath("demo/inventory.py.txt").read_text("utf-8")
     console.print("loading the model ...", style="cyan")
     start = time.monotonic()
-    engine = dgemma_engine.load_engine(model, device, dtype)
+    engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     info = engine.info
     console.print(
         f"{info.model}: {info.parameters / 1e6:.1f} M parameters on {info.device} in {info.dtype}, "
@@ -305,11 +324,19 @@ def demo(model: str, device: str, dtype: str, seed: int) -> None:
 @cli.command()
 @_engine_options
 @_place_options
-def doctor(model: str, device: str, dtype: str, engine: str, engine_url: str) -> None:
+def doctor(
+    model: str, device: str, dtype: str, quantization: str | None, engine: str, engine_url: str
+) -> None:
     """Tell what is installed, which device and model are used, and whether a fill works."""
     from .doctor import examine
 
-    chosen = Settings(model=model, device=device, engine=engine, engine_url=engine_url)
+    chosen = Settings(
+        model=model,
+        device=device,
+        quantization=quantization or "none",
+        engine=engine,
+        engine_url=engine_url,
+    )
     report = examine(chosen, dtype)
     console = Console(highlight=False, markup=False)
     for name, value in report.facts:
@@ -319,6 +346,103 @@ def doctor(model: str, device: str, dtype: str, engine: str, engine_url: str) ->
         console.print(problem, soft_wrap=True)
         raise SystemExit(1)
     console.print(Text("everything works", style="bold green"))
+
+
+@cli.command()
+@_engine_options
+@click.option(
+    "--seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="At most, about."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def bench(
+    model: str,
+    device: str,
+    dtype: str,
+    quantization: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Time the passes, fills and prefills of a model on this machine.
+
+    The floor is the time that reading its weights takes at the bandwidth of a copy, measured now:
+    with nothing else in the way no pass could be faster.
+    """
+    console = Console(stderr=as_json, highlight=False, markup=False)
+    timed = dgemma_engine.load_bench(model, device, dtype, quantization, seconds)
+    console.print(bench_heading(timed), style="cyan", soft_wrap=True)
+    rows = []
+    with console.status("timing ..."):
+        for row in timed.rows():
+            rows.append(row)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    else:
+        _wide(console).print(bench_table(rows))
+    for what in timed.left_out:
+        console.print(f"left out, the time was over: {what}", style="yellow")
+
+
+@cli.command()
+@click.argument("folders", nargs=-1)
+def models(folders: tuple[str, ...]) -> None:
+    """Tell which models there are, what they take, what this machine can run, and how to get one.
+
+    FOLDERS are checkpoints of yours that are described instead. Nothing is downloaded, and no
+    connection is opened.
+    """
+    from .models import download_lines, folder_table, known_table, machine_lines
+
+    console = Console(highlight=False, markup=False)
+    memory = dgemma_engine.memory_of_this_machine()
+    for line in machine_lines(memory):
+        console.print(line, style="cyan", soft_wrap=True)
+    console.print()
+    _wide(console).print(folder_table(folders, memory) if folders else known_table(memory))
+    console.print(
+        "\ncontext: the longest prefix, in tokens, that fits with nothing else in memory; on a CPU "
+        "a large model fills a hole in many seconds",
+        soft_wrap=True,
+    )
+    if not folders:
+        console.print("\nto download one of them:")
+        for text in download_lines():
+            console.print(text, soft_wrap=True)
+
+
+@cli.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--format",
+    "quantization",
+    required=True,
+    type=click.Choice(QUANTIZATIONS),
+    help="int4 and nvfp4 hold the experts in 4 bits, the other matrices in 8.",
+)
+@click.option("--device", default="auto", show_default=True, help="Where matrices are quantised.")
+@click.option(
+    "--max-shard-gb",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of a file, in GB; so much memory is needed.",
+)
+def quantize(source: str, target: str, quantization: str, device: str, max_shard_gb: float) -> None:
+    """Write the checkpoint IN in fewer bits, as the new folder OUT.
+
+    The large matrices are quantised; norms, router and embedding stay as they are. What is
+    quantised already stays so. OUT is loaded like any checkpoint: --model OUT.
+    """
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        work = progress.add_task(quantization)
+
+        def show(done: int, total: int) -> None:
+            progress.update(work, completed=done, total=total)
+
+        most = max(1, int(max_shard_gb * 1e9))
+        dgemma_engine.quantize_checkpoint(source, target, quantization, device, most, show)
+    click.echo(f"{target} is written; use it with --model {target}")
 
 
 cli.add_command(eval_group)
@@ -342,6 +466,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, status: int) -> None:
     click.echo(f"dgemma-lsp: error: {message}", err=True)
     sys.exit(status)
+
+
+def _wide(console: Console) -> Console:
+    """For tables: a terminal that is narrow cuts them, a pipe has no width at all."""
+    return Console(highlight=False, markup=False, width=max(console.width, _TABLE_WIDTH))
 
 
 def _find_hole(location: Location) -> tuple[SourceFile, Hole]:

@@ -76,7 +76,8 @@ def examine(chosen: Settings, dtype: str = "auto") -> Report:
         info = engine.info
         add(("engine", _where(engine, chosen)))
         add(("kernels", "PyTorch reference"))
-        add(("device", f"{info.device} in {info.dtype}"))
+        held = f", weights in {info.quantization}" if info.quantization else ""
+        add(("device", f"{info.device} in {info.dtype}{held}"))
         # A server elsewhere does not say how many.
         size = f"{info.parameters / 1e6:.1f} M parameters, " if info.parameters else ""
         seconds = time.monotonic() - start
@@ -122,6 +123,8 @@ async def _ask_a_server(chosen: Settings, dtype: str) -> str:
     options = ["--model", chosen.model, "--device", chosen.device, "--dtype", dtype]
     options += ["--engine", chosen.engine, "--engine-url", chosen.engine_url]
     options += ["--log-level", "warning"]
+    if chosen.quantization != "none":
+        options += ["--quantization", chosen.quantization]
     started = time.monotonic()
     await client.start_io(sys.executable, "-m", "dgemma_lsp", "serve", *options)
     inline = types.InlineCompletionClientCapabilities()

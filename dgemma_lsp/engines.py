@@ -24,7 +24,7 @@ def build_engine(settings: Settings, on_death: OnDeath, *, dtype: str = "auto") 
     """Build the engine that `settings.engine` names; blocks until it is there.
 
     Args:
-        settings: `engine`, `engine_url`, `engine_key_variable`, `model` and `device` are read.
+        settings: `engine`, `engine_url`, `engine_key_variable`, `model`, `device`, `quantization`.
         on_death: called if the engine ends by itself.
         dtype: as for `dgemma_engine.load_engine`.
     Raises:
@@ -33,14 +33,17 @@ def build_engine(settings: Settings, on_death: OnDeath, *, dtype: str = "auto") 
     """
     if settings.engine == "vllm":
         return _existing_server(settings)
+    quantization = None if settings.quantization == "none" else settings.quantization
     if settings.engine == "shared":
         from dgemma_engine.shared.client import SharedEngine
 
         label = f"dgemma-lsp in {Path.cwd()}"
-        return SharedEngine(settings.model, settings.device, dtype, on_death=on_death, label=label)
+        return SharedEngine(
+            settings.model, settings.device, dtype, quantization, on_death=on_death, label=label
+        )
     from dgemma_engine.process import EngineProcess
 
-    return EngineProcess(settings.model, settings.device, dtype, on_death=on_death)
+    return EngineProcess(settings.model, settings.device, dtype, quantization, on_death=on_death)
 
 
 def _existing_server(settings: Settings) -> InfillEngine:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dgemma_engine.memory import QUANTIZATIONS
 from dgemma_engine.types import Decoder
 
 if sys.version_info >= (3, 11):
@@ -29,7 +30,15 @@ SECTION = "dgemma"  # of workspace/configuration
 TABLE = "dgemma-lsp"  # of a project's pyproject.toml, below [tool]
 # A folder that was cloned may not choose what is loaded here, nor speak for the whole editor.
 _NOT_OF_A_PROJECT = frozenset(
-    {"model", "device", "enabled", "engine", "engine_url", "engine_key_variable"}
+    {
+        "model",
+        "device",
+        "quantization",
+        "enabled",
+        "engine",
+        "engine_url",
+        "engine_key_variable",
+    }
 )
 
 
@@ -85,6 +94,12 @@ class Settings:
         "DGEMMA_ENGINE_KEY",
         "Name of the environment variable with the key for that server. The key itself is never a "
         "setting.",
+    )
+    quantization: str = _choice(
+        "none",
+        ("none", *QUANTIZATIONS),
+        "In what the large matrices of a model are held, to save memory; `none` for as its "
+        "checkpoint has them. Slower on a CPU.",
     )
     trigger: str = _choice(
         "automatic",
@@ -170,6 +185,7 @@ def engine_choice(settings: Settings) -> tuple[str, ...]:
     return (
         settings.model,
         settings.device,
+        settings.quantization,
         settings.engine,
         settings.engine_url,
         settings.engine_key_variable,
@@ -262,7 +278,7 @@ _PAGE = f"""\
 
 Each of these comes over the ones before it:
 
-1. `--model`, `--device`, `--engine` and `--engine-url` of `dgemma-lsp serve`;
+1. `--model`, `--device`, `--quantization`, `--engine` and `--engine-url` of `dgemma-lsp serve`;
 2. the table `[tool.{TABLE}]` of the `pyproject.toml` in the folder that is open. A folder that
    was cloned has no say in {", ".join(f"`{_camel(name)}`" for name in sorted(_NOT_OF_A_PROJECT))};
 3. `initializationOptions`;

@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 import dgemma_engine
 from dgemma_engine import InfillEngine
+from dgemma_engine.memory import QUANTIZATIONS
 
 from ..features.quiet import why_quiet
 from ..settings import Settings
@@ -34,6 +35,7 @@ _common_options: tuple[Callable[..., Any], ...] = (
     click.option("--model", default="default", show_default=True, help="Checkpoint folder."),
     click.option("--device", default="auto", show_default=True),
     click.option("--dtype", default="auto", show_default=True),
+    click.option("--quantization", default=None, type=click.Choice(QUANTIZATIONS)),
     click.option(
         "--method",
         "methods",
@@ -82,6 +84,7 @@ def eval_holes(
     model: str,
     device: str,
     dtype: str,
+    quantization: str | None,
     methods: tuple[str, ...],
     seed: int,
     json_path: Path | None,
@@ -97,7 +100,7 @@ def eval_holes(
     """
     metrics.require_rapidfuzz()
     files = read_files(paths)
-    engine = dgemma_engine.load_engine(model, device, dtype)
+    engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     chosen = methods or METHODS
     results = _header(engine, seed, [str(path) for path in paths])
     results |= {"buckets": {}, "coverage": None, "examples": []}
@@ -225,6 +228,7 @@ def eval_humaneval(
     model: str,
     device: str,
     dtype: str,
+    quantization: str | None,
     methods: tuple[str, ...],
     seed: int,
     json_path: Path | None,
@@ -242,7 +246,7 @@ def eval_humaneval(
             "this runs programs that the model wrote. They are guarded by: "
             f"{protections()}. Say --allow-code-execution if that is good enough here"
         )
-    engine = dgemma_engine.load_engine(model, device, dtype)
+    engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     results = _header(engine, seed, [str(path)])
     results |= {"guards": protections(), "files": {}}
     chosen = methods or METHODS
@@ -286,6 +290,7 @@ def _header(engine: InfillEngine, seed: int, paths: list[str]) -> dict[str, Any]
         "parameters": info.parameters,
         "device": info.device,
         "dtype": info.dtype,
+        "quantization": info.quantization,
         "strategy": info.strategy,
         "paths": paths,
         "seed": seed,

@@ -16,7 +16,7 @@ from dgemma_lsp.settings import SECTION, schema
 MANIFEST = Path(__file__).parent / "package.json"
 
 # These name what is loaded on this machine: not for a workspace to say unasked.
-_MACHINE = {"model", "device"}
+_MACHINE = {"model", "device", "quantization"}
 # These name where code is sent, and with which key: not for a workspace to say at all.
 _USER_ONLY = {"engine", "engineUrl", "engineKeyVariable"}
 

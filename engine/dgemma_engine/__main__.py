@@ -15,6 +15,7 @@ import sys
 import click
 
 from .errors import DGemmaError, RequestError
+from .memory import QUANTIZATIONS
 from .shared.client import STATUS_ALREADY_RUNNING, running_status
 from .shared.places import HAS_UNIX_SOCKETS, Place, place_of
 from .shared.server import AlreadyRunning, Background
@@ -30,6 +31,11 @@ _MODEL = click.option(
 _DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
 )
+_QUANTIZATION = click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    help="Hold the large matrices in so few bits; by default as they are stored.",
+)
 _DTYPE = click.option(
     "--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."
 )
@@ -44,6 +50,7 @@ def cli() -> None:
 @_MODEL
 @_DEVICE
 @_DTYPE
+@_QUANTIZATION
 @click.option(
     "--idle-minutes",
     type=click.FloatRange(0),
@@ -72,6 +79,7 @@ def serve(
     model: str,
     device: str,
     dtype: str,
+    quantization: str | None,
     idle_minutes: float | None,
     cache_mib: int,
     tcp: bool,
@@ -84,7 +92,7 @@ def serve(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         level=os.environ.get("DGEMMA_LOG_LEVEL", "INFO"),
     )
-    place = place_of(model, device, dtype)
+    place = place_of(model, device, dtype, quantization)
     more: tuple[Background, ...] = ()
     if http is not None:
         more = (_http(http, no_token, context_chars, place),)
@@ -96,7 +104,7 @@ def serve(
     def load() -> ManyClientEngine:
         from . import load_engine
 
-        engine = load_engine(model, device, dtype)
+        engine = load_engine(model, device, dtype, quantization)
         engine.limit_caches(cache_mib << 20)
         return engine
 
@@ -113,9 +121,10 @@ def serve(
 @_MODEL
 @_DEVICE
 @_DTYPE
-def status(model: str, device: str, dtype: str) -> None:
+@_QUANTIZATION
+def status(model: str, device: str, dtype: str, quantization: str | None) -> None:
     """Tell whether an engine of this model runs, and who uses it."""
-    found = running_status(model, device, dtype)
+    found = running_status(model, device, dtype, quantization)
     click.echo("none runs" if found is None else json.dumps(found, indent=2))
 
 
@@ -123,9 +132,10 @@ def status(model: str, device: str, dtype: str) -> None:
 @_MODEL
 @_DEVICE
 @_DTYPE
-def stop(model: str, device: str, dtype: str) -> None:
+@_QUANTIZATION
+def stop(model: str, device: str, dtype: str, quantization: str | None) -> None:
     """End the engine of this model. Windows that use it start another one."""
-    found = running_status(model, device, dtype)
+    found = running_status(model, device, dtype, quantization)
     if found is None:
         click.echo("none runs")
         return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dgemma_kernels import attention, rms_norm, rope
 
 from .config import LayerConfig, ModelConfig
-from .layers import RMSNorm
+from .layers import Linear, RMSNorm
 
 
 class Rotary(NamedTuple):
@@ -41,11 +41,11 @@ class Attention(nn.Module):
         self.layer = layer
         query_size = config.num_attention_heads * layer.head_dim
         key_size = layer.num_key_value_heads * layer.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size)
+        self.k_proj = Linear(config.hidden_size, key_size)
         if not layer.value_from_key:
-            self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+            self.v_proj = Linear(config.hidden_size, key_size)
+        self.o_proj = Linear(query_size, config.hidden_size)
         self.q_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(layer.head_dim, config.rms_norm_eps)
 

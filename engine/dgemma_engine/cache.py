@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .memory import SLACK_TOKENS, sliding_capacity
 
 if TYPE_CHECKING:
     from .model import DiffusionGemma
@@ -24,9 +25,11 @@ _GROWTH_TOKENS = 256
 
 
 class KVCache:
-    """Keys and values of an encoded prefix, per layer (B, G, S, K), post-norm and post-rope.
+    """Keys and values of an encoded prefix, per layer (B, G, S', K), post-norm and post-rope.
 
-    Every layer keeps the whole prefix, sliding layers too, so that `truncate` is exact anywhere.
+    A full layer keeps the whole prefix. A sliding layer keeps what its window reaches and
+    `SLACK_TOKENS` before that, so that taking back a few tokens is exact however long the prefix
+    is; `reusable` says how far back it goes.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class KVCache:
         self._config = config
         self._length = 0
         self.batch_size = batch_size
+        self._starts = [0] * len(config.layers)  # of the tokens that a layer still holds
         self._keys = [
             torch.empty(
                 (batch_size, layer.num_key_value_heads, 0, layer.head_dim),
@@ -60,13 +64,16 @@ class KVCache:
             keys: (B, G, S_new, K).
             values: as `keys`.
         Returns:
-            keys and values of all S + S_new tokens, views into the cache.
+            keys and values (B, G, `visible` + S_new, K), views into the cache: the cached tokens
+            that the new ones may look at, and the new ones.
         """
         end = self._length + keys.shape[2]
         self._reserve(layer_index, end)
-        self._keys[layer_index][:, :, self._length : end] = keys
-        self._values[layer_index][:, :, self._length : end] = values
-        return self._keys[layer_index][:, :, :end], self._values[layer_index][:, :, :end]
+        start = self._starts[layer_index]
+        self._keys[layer_index][:, :, self._length - start : end - start] = keys
+        self._values[layer_index][:, :, self._length - start : end - start] = values
+        first = self._length - self.visible(layer_index, self._length)
+        return self._view(layer_index, first, end)
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens that every layer has written."""
@@ -77,16 +84,36 @@ class KVCache:
         """Memory of the buffers, used or not."""
         return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
+    def reusable(self, length: int) -> int:
+        """How many of the first `length` tokens can be kept: all of them, or 0.
+
+        0 where a sliding layer has dropped what the next tokens would look at.
+        """
+        window = self._config.sliding_window  # one more than is looked at: judges reread a token
+        reaches = all(start == 0 or start <= length - window for start in self._starts)
+        return length if reaches else 0
+
     def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Forget everything after the first `length` tokens, which have to be `reusable`."""
         assert 0 <= length <= self._length, (length, self._length)
+        assert self.reusable(length) == length, (length, self._starts)
         self._length = length
+        if length == 0:
+            self._starts = [0] * len(self._starts)
+
+    def visible(self, layer_index: int, length: int) -> int:
+        """How many of the first `length` tokens may be looked at from behind them.
+
+        All of them in a full layer, the last `sliding_window - 1` in a sliding one.
+        """
+        if self._config.layers[layer_index].is_sliding:
+            return min(length, self._config.sliding_window - 1)
+        return length
 
     def canvas_keys(self, layer_index: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """What a canvas may read of the prefix in one layer.
 
-        A full layer shows all of it. A sliding layer shows the last `sliding_window - 1` tokens,
-        the same ones to every canvas position, however far into the canvas it stands.
+        Every canvas position reads the same `visible` tokens, however far into the canvas it is.
 
         Args:
             layer_index: which layer.
@@ -95,37 +122,44 @@ class KVCache:
             keys and values (batch_size, G, S', K), views.
         Source: transformers 5.23, decoder attention over a DynamicCache.
         """
-        start = 0
-        if self._config.layers[layer_index].is_sliding:
-            start = max(0, self._length - (self._config.sliding_window - 1))
-        return self._read(layer_index, start, self._length, batch_size)
+        return self.prefix(layer_index, self._length, batch_size)
 
     def prefix(self, layer_index: int, length: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (batch_size, G, length, K) of the first `length` tokens, views."""
+        """Keys and values (batch_size, G, S', K) of the `visible` of the first `length` tokens."""
         assert 0 <= length <= self._length, (length, self._length)
-        return self._read(layer_index, 0, length, batch_size)
-
-    def _read(
-        self, layer_index: int, start: int, end: int, batch_size: int
-    ) -> tuple[Tensor, Tensor]:
-        keys = self._keys[layer_index][:, :, start:end]
-        values = self._values[layer_index][:, :, start:end]
+        keys, values = self._view(layer_index, length - self.visible(layer_index, length), length)
         if self.batch_size != batch_size:
             assert self.batch_size == 1, (self.batch_size, batch_size)
             keys = keys.expand(batch_size, -1, -1, -1)
             values = values.expand(batch_size, -1, -1, -1)
         return keys, values
 
-    def _reserve(self, layer_index: int, length: int) -> None:
+    def _view(self, layer_index: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Tokens `first` to `end` of a layer, views."""
+        start = self._starts[layer_index]
+        assert first >= start, (first, start)
+        kept = slice(first - start, end - start)
+        return self._keys[layer_index][:, :, kept], self._values[layer_index][:, :, kept]
+
+    def _reserve(self, layer_index: int, end: int) -> None:
+        """Make room up to token `end`; a sliding layer that is full drops its oldest tokens."""
+        start = self._starts[layer_index]
+        capacity = self._keys[layer_index].shape[2]
+        if end - start <= capacity:
+            return
+        first, most = start, end
+        if self._config.layers[layer_index].is_sliding:
+            most = sliding_capacity(self._config)
+            if end - start > most:
+                first = max(start, self._length - (self._config.sliding_window - 1) - SLACK_TOKENS)
+        new_capacity = max(end - first, min(capacity * 2, most))
+        new_capacity = -(-new_capacity // _GROWTH_TOKENS) * _GROWTH_TOKENS
         for buffers in (self._keys, self._values):
             old = buffers[layer_index]
-            if old.shape[2] >= length:
-                continue
-            capacity = max(length, old.shape[2] * 2)
-            capacity = -(-capacity // _GROWTH_TOKENS) * _GROWTH_TOKENS
-            new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
-            new[:, :, : self._length] = old[:, :, : self._length]
+            new = old.new_empty((*old.shape[:2], new_capacity, old.shape[3]))
+            new[:, :, : self._length - first] = old[:, :, first - start : self._length - start]
             buffers[layer_index] = new
+        self._starts[layer_index] = first
 
 
 class PrefixCache:
@@ -149,8 +183,10 @@ class PrefixCache:
         cache, shared = self._keep_shared(token_ids)
         rest = list(token_ids[shared:])
         if rest:
-            self._model.prefill(torch.tensor([rest], device=self._model.device), cache)
-            self._token_ids.extend(rest)
+            try:
+                self._model.prefill(torch.tensor([rest], device=self._model.device), cache)
+            finally:  # a long prefix is encoded in pieces, of which some may be done
+                self._token_ids.extend(rest[: cache.length - shared])
         return cache, shared
 
     def next_token_logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -160,17 +196,19 @@ class PrefixCache:
         """
         cache, shared = self._keep_shared(token_ids[:-1])
         rest = list(token_ids[shared:])
-        logits = self._model.next_token_logits(
-            torch.tensor([rest], device=self._model.device), cache
-        )
-        self._token_ids.extend(rest)
+        try:
+            logits = self._model.next_token_logits(
+                torch.tensor([rest], device=self._model.device), cache
+            )
+        finally:
+            self._token_ids.extend(rest[: cache.length - shared])
         return logits[0]
 
     def _keep_shared(self, token_ids: Sequence[int]) -> tuple[KVCache, int]:
         """Cut the cache back to what it shares with `token_ids`, and say how much that is."""
-        shared = _shared_length(self._token_ids, token_ids)
         if self._cache is None:
             self._cache = self._model.new_cache(batch_size=1)
+        shared = self._cache.reusable(_shared_length(self._token_ids, token_ids))
         self._cache.truncate(shared)
         del self._token_ids[shared:]
         return self._cache, shared

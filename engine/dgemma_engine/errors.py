@@ -7,6 +7,7 @@ DGemmaError
 │   ├── ContextTooLong   prefix and suffix exceed what the model can read
 │   └── HolesTooFarApart several holes and the text between them exceed one canvas
 ├── EngineUnavailable    no engine can be had here (torch missing, device absent)
+│   └── OutOfMemory      the model, or what a fill works with, does not fit
 └── Cancelled            the caller withdrew the request
 
 Every message names the value received, the limit, and what to do about it.
@@ -41,6 +42,10 @@ class HolesTooFarApart(RequestError):
 
 class EngineUnavailable(DGemmaError):
     """No engine can be had on this machine as it is."""
+
+
+class OutOfMemory(EngineUnavailable):
+    """The device has too little memory; the message says what would fit."""
 
 
 class Cancelled(DGemmaError):

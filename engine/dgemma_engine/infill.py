@@ -12,7 +12,8 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +22,16 @@ from torch import Tensor
 
 from .cache import KVCache, PrefixCaches
 from .canvas import Canvas
-from .checkpoint import load_checkpoint, load_configs, read_json
+from .checkpoint import load_checkpoint, load_configs
 from .config import SamplerConfig
 from .copying import copy_from_context
 from .denoise import DenoisingStep, denoise
 from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError, OutOfMemory, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
+from .machine import free_memory
+from .memory import QUANTIZATIONS, memory_plan
 from .model import DiffusionGemma
 from .revise import first_step_of, renoised
 from .run_form import fastest_dtype
@@ -36,6 +39,7 @@ from .sampler import noise
 from .special_tokens import LANGUAGE_TAGS
 from .stopping import criteria
 from .strategies import ChatStrategy, InfillPlan, InfillStrategy, choose_strategy
+from .tensor_files import read_json
 from .texts import Texts
 from .together import Together
 from .tokenizer import Tokenizer
@@ -69,7 +73,11 @@ _MOST_CUTS = 16
 
 
 def build_engine(
-    model: str = "default", device: str = "auto", dtype: str = "auto", strategy: str = "auto"
+    model: str = "default",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    strategy: str = "auto",
 ) -> DiffusionEngine:
     """Load a checkpoint and the strategy that suits it; see `dgemma_engine.load_engine`.
 
@@ -79,9 +87,7 @@ def build_engine(
     Args:
         strategy: see `choose_strategy`.
     """
-    folder = CHECKPOINTS_FOLDER / DEFAULT_CHECKPOINT
-    if model != "default":
-        folder = Path(model).expanduser()
+    folder = checkpoint_folder(model)
     config, _ = load_configs(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
@@ -89,12 +95,11 @@ def build_engine(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only "
             f"{config.vocab_size}; they do not belong together"
         )
-    loaded = load_checkpoint(folder, device, dtype)
-    num_parameters = sum(parameter.numel() for parameter in loaded.parameters())
+    loaded = load_checkpoint(folder, device, dtype, quantization)
     if loaded.device.type == "cpu":
-        if num_parameters < _SINGLE_THREAD_PARAMETERS:
+        if loaded.num_parameters < _SINGLE_THREAD_PARAMETERS:
             torch.set_num_threads(1)
-        elif dtype == "auto" and loaded.dtype is torch.float32:
+        elif dtype == "auto" and loaded.dtype is torch.float32 and loaded.quantization is None:
             loaded.to(fastest_dtype(loaded))
     infill_path = folder / "infill_config.json"
     infill_config = read_json(infill_path) if infill_path.exists() else {}
@@ -103,6 +108,13 @@ def build_engine(
     learned = {LANGUAGE_TAGS.get(name) for name in infill_config.get("languages", ())}
     languages = tuple(name for name, tag in LANGUAGE_TAGS.items() if tag in learned)
     return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold, languages)
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The folder of a model's name: "default" for the one in this package."""
+    if model == "default":
+        return CHECKPOINTS_FOLDER / DEFAULT_CHECKPOINT
+    return Path(model).expanduser()
 
 
 class _Fill(NamedTuple):
@@ -147,13 +159,14 @@ class DiffusionEngine:
     def info(self) -> EngineInfo:
         return EngineInfo(
             model=self._name,
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            parameters=self.model.num_parameters,
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
             strategy=self.strategy.name,
             confidence_threshold=self._confidence_threshold,
             languages=self._languages,
             fills_together=self.strategy.fills_together,
+            quantization=self.model.quantization,
         )
 
     def count_tokens(self, request: InfillRequest, text: str) -> int:
@@ -190,18 +203,14 @@ class DiffusionEngine:
         client: str = "",
     ) -> JointResult:
         """Fill several holes on one canvas; see `ManyClientEngine.fill_together`."""
-        with self._lock:
-            self._serve(client)
+        plan = self.strategy.plan_together(request)
+        with self._at_work(client, lambda: len(plan.prompt_ids)):
             started = time.monotonic()
-            plan = self.strategy.plan_together(request)
             if cancel is not None:
                 cancel.raise_if_cancelled()
-            try:
-                cache, _ = self._prefix_cache.encode(plan.prompt_ids)
-                encode_ms = (time.monotonic() - started) * 1000
-                fill = self._together.fill(cache, plan, request, on_step, cancel)
-            finally:
-                self.caches.trim()
+            cache, _ = self._prefix_cache.encode(plan.prompt_ids)
+            encode_ms = (time.monotonic() - started) * 1000
+            fill = self._together.fill(cache, plan, request, on_step, cancel)
             total_ms = (time.monotonic() - started) * 1000
         timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
         return JointResult(fill.texts, fill.confidences, fill.num_passes, timings, fill.stop_reason)
@@ -215,12 +224,8 @@ class DiffusionEngine:
         client: str = "",
     ) -> InfillResult:
         """Fill a hole; see `ManyClientEngine.fill`."""
-        with self._lock:
-            self._serve(client)
-            try:
-                return self._fill(None, request, on_step, cancel)
-            finally:
-                self.caches.trim()
+        with self._at_work(client, lambda: len(self.strategy.plan(request).prompt_ids)):
+            return self._fill(None, request, on_step, cancel)
 
     def chat(
         self,
@@ -245,12 +250,8 @@ class DiffusionEngine:
             seed=request.seed,
             deadline=request.deadline,
         )
-        with self._lock:
-            self._serve(client)
-            try:
-                return self._fill(plan, hole, on_step, cancel)
-            finally:
-                self.caches.trim()
+        with self._at_work(client, lambda: len(plan.prompt_ids)):
+            return self._fill(plan, hole, on_step, cancel)
 
     def forget(self, client: str) -> None:
         """See `ManyClientEngine.forget`."""
@@ -264,6 +265,41 @@ class DiffusionEngine:
     def limit_caches(self, max_bytes: int) -> None:
         """See `ManyClientEngine.limit_caches`."""
         self.caches.max_bytes = max_bytes
+
+    @contextmanager
+    def _at_work(self, client: str, count_tokens: Callable[[], int]) -> Iterator[None]:
+        """The engine works for a client, alone, beside what its last prompt left behind.
+
+        Args:
+            count_tokens: of the prompt; asked if the memory is not enough.
+        Raises:
+            OutOfMemory: it is not.
+        """
+        with self._lock:
+            self._serve(client)
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                self.caches.forget(client)
+                self._serve("")
+                raise OutOfMemory(self._fitting(count_tokens())) from error
+            finally:
+                self.caches.trim()
+
+    def _fitting(self, tokens: int) -> str:
+        """What to say when a fill with so many tokens of context ran out of memory."""
+        held = f" in {self.model.quantization}" if self.model.quantization else ""
+        free = free_memory(self.model.device)
+        most = 0
+        if free is not None:
+            plan = memory_plan(self.model.config, None, tokens)
+            most = tokens * free.free_bytes // (plan.cache_bytes + plan.work_bytes)
+        return (
+            f"out of memory in a fill with {tokens:,} tokens of context, beside a model of "
+            f"{self.model.num_parameters / 1e9:.1f} B parameters{held}; about "
+            f"{min(tokens // 2, most):,} tokens would fit: lower prefixChars, suffixChars or "
+            f"contextChars, or load the model with --quantization {' or '.join(QUANTIZATIONS)}"
+        )
 
     def _fill(
         self,

@@ -5,10 +5,13 @@ Thin holders of parameters, named as the checkpoint names them; the arithmetic i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from dgemma_kernels import gated_mlp, moe_experts, rms_norm
+from dgemma_kernels import gated_mlp, linear, moe_experts, rms_norm, route
+from dgemma_kernels.weights import QuantizedWeight
 
 from .config import ModelConfig
 
@@ -25,14 +28,44 @@ class RMSNorm(nn.Module):
         return rms_norm(hidden, self.weight, self.eps)
 
 
+class Linear(nn.Module):
+    """A matrix (N, K) without bias, in few bits if it is held so."""
+
+    weight: Tensor | QuantizedWeight
+
+    def __init__(self, num_columns: int, num_rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_rows, num_columns))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return linear(hidden, self.weight)
+
+
+def hold(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """Give a model a quantised weight in the place of a parameter, which it loses."""
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    assert isinstance(module, Linear | Experts), name
+    delattr(module, attribute)
+    setattr(module, attribute, weight)
+
+
+def held_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
+    """Every quantised weight of a model."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, QuantizedWeight):
+                yield value
+
+
 class GatedMLP(nn.Module):
     """down(gelu_tanh(gate(x)) * up(x))."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return gated_mlp(hidden, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
@@ -67,7 +100,7 @@ class Router(nn.Module):
         super().__init__()
         self.eps = config.rms_norm_eps
         self.top_k = config.top_k_experts
-        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.proj = Linear(config.hidden_size, config.num_experts)
         self.scale = nn.Parameter(torch.ones(config.hidden_size))
         self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts))
 
@@ -86,14 +119,14 @@ class Router(nn.Module):
 
     def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The second half of `forward`: from (T, E) logits."""
-        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
-        weight, index = torch.topk(probabilities, k=self.top_k, dim=-1)
-        weight = weight / weight.sum(dim=-1, keepdim=True)
-        return index, weight * self.per_expert_scale[index]
+        return route(scores, self.top_k, self.per_expert_scale)
 
 
 class Experts(nn.Module):
     """The experts' weights, stacked: gate_up_proj (E, 2F, D), down_proj (E, D, F)."""
+
+    gate_up_proj: Tensor | QuantizedWeight
+    down_proj: Tensor | QuantizedWeight
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

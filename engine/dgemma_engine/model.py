@@ -14,8 +14,9 @@ from .attention import Attention, Rotary, build_rotary
 from .cache import KVCache
 from .config import LayerConfig, ModelConfig, SamplerConfig
 from .errors import ContextTooLong, RequestError
-from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning
+from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning, held_weights
 from .masks import encoder_mask
+from .memory import prefill_tokens
 
 
 class Layer(nn.Module):
@@ -95,6 +96,8 @@ class DiffusionGemma(nn.Module):
         super().__init__()
         self.config = config
         self.sampler_defaults = SamplerConfig()
+        # Tokens that are encoded at once; None for as many as memory allows, by their number.
+        self.prefill_tokens: int | None = None
         # Without first values: drawing them on the meta device loads torch's compiler, 1.3 s.
         empty = torch.empty(config.vocab_size, config.hidden_size)
         embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
@@ -111,6 +114,17 @@ class DiffusionGemma(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
+    @property
+    def num_parameters(self) -> int:
+        """However many bits each is held in; layer scalars are not counted."""
+        held = sum(weight.shape.numel() for weight in held_weights(self))
+        return held + sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def quantization(self) -> str | None:
+        """The formats of the weights that are held in few bits, such as "fp8 and nvfp4"."""
+        return " and ".join(sorted({weight.format.value for weight in held_weights(self)})) or None
+
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for prefixes of this model."""
         return KVCache(self.config, batch_size, self.dtype, self.device)
@@ -118,6 +132,8 @@ class DiffusionGemma(nn.Module):
     @torch.no_grad()
     def prefill(self, token_ids: Tensor, cache: KVCache | None = None) -> KVCache:
         """Encode tokens causally, after those that the cache already holds.
+
+        Many tokens are encoded in pieces, which bounds the memory and changes nothing else.
 
         Args:
             token_ids: (B, S) int64, S >= 1. Not modified.
@@ -149,10 +165,22 @@ class DiffusionGemma(nn.Module):
         return self.logits(hidden[:, -1])
 
     def _encode(self, token_ids: Tensor, cache: KVCache, *, wants_output: bool) -> Tensor:
-        """Run the encoder and extend the cache; (B, S, D), meaningless unless it is wanted."""
+        """Run the encoder, piece by piece, and extend the cache.
+
+        Returns:
+            (B, S', D) of the last piece, meaningless unless it is wanted.
+        """
         self._check_token_ids(token_ids)
+        length = cache.length + token_ids.shape[1]
+        self._check_length(length)
+        size = self.prefill_tokens or prefill_tokens(length)
+        pieces = torch.split(token_ids, size, dim=1)
+        for piece in pieces[:-1]:
+            self._encode_piece(piece, cache, wants_output=False)
+        return self._encode_piece(pieces[-1], cache, wants_output=wants_output)
+
+    def _encode_piece(self, token_ids: Tensor, cache: KVCache, *, wants_output: bool) -> Tensor:
         start, num_new = cache.length, token_ids.shape[1]
-        self._check_length(start + num_new)
         hidden = self._embed(token_ids)
         positions = torch.arange(start, start + num_new, device=token_ids.device)[None]
         rotaries = self._rotaries(positions, hidden.dtype)
@@ -209,13 +237,11 @@ class DiffusionGemma(nn.Module):
         return self.logits(hidden)
 
     def _encoder_masks(self, num_cached: int, num_new: int) -> dict[bool, Tensor]:
-        """By `LayerConfig.is_sliding`."""
+        """By `LayerConfig.is_sliding`: over the cached tokens it sees, then the new ones."""
         window = self.config.sliding_window
         return {
-            is_sliding: encoder_mask(
-                num_cached, num_new, window if is_sliding else None, self.device
-            )
-            for is_sliding in (True, False)
+            True: encoder_mask(min(num_cached, window - 1), num_new, window, self.device),
+            False: encoder_mask(num_cached, num_new, None, self.device),
         }
 
     def _check_length(self, length: int) -> None:

@@ -30,7 +30,17 @@ from .types import (
     OnJointStep,
     OnStep,
 )
-from .worker import Ask, Fill, Outcome, Ready, Step, Withdraw, read_frame, write_frame
+from .worker import (
+    NO_QUANTIZATION,
+    Ask,
+    Fill,
+    Outcome,
+    Ready,
+    Step,
+    Withdraw,
+    read_frame,
+    write_frame,
+)
 
 # How often a running fill looks whether it was withdrawn.
 _GLANCE = 0.005  # seconds
@@ -52,9 +62,9 @@ class EngineProcess:
     """An `InfillEngine` whose work is done in another process.
 
     Args:
-        model: as for `dgemma_engine.load_engine`, like `device` and `dtype`.
+        model: as for `dgemma_engine.load_engine`, like `device`, `dtype` and `quantization`.
         on_death: called once, on a thread of its own, when the process ends unasked.
-        command: of the far end, before its three arguments.
+        command: of the far end, before its four arguments.
     Raises:
         EngineDied: it ended while it loaded.
         DGemmaError: as `load_engine`.
@@ -65,6 +75,7 @@ class EngineProcess:
         model: str = "default",
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         *,
         on_death: Callable[[EngineDied], None] | None = None,
         command: Sequence[str] = (sys.executable, "-m", "dgemma_engine.worker"),
@@ -78,7 +89,7 @@ class EngineProcess:
         self._one_call = threading.Lock()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [*command, model, device, dtype],
+            [*command, model, device, dtype, quantization or NO_QUANTIZATION],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -251,8 +251,9 @@ class EngineInfo:
 
     `confidence_threshold` is what its checkpoint asks of a text nobody asked for: starts of fills
     with at least this `prefix_confidences` are worth showing, 0 .. 1. `languages` are the LSP
-    identifiers of those it was trained on; empty where it does not say. `fills_together` is whether
-    `fill_together` can be asked.
+    identifiers of those it was trained on; empty where it does not say. `quantization` names the
+    formats of the weights that are held in few bits; None where none are. `fills_together` is
+    whether `fill_together` can be asked.
     """
 
     model: str
@@ -263,6 +264,7 @@ class EngineInfo:
     confidence_threshold: float = 0.0
     languages: tuple[str, ...] = ()
     fills_together: bool = False
+    quantization: str | None = None
 
 
 class CancellationToken:

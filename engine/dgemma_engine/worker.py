@@ -1,6 +1,6 @@
 """The far end of an `EngineProcess`: one engine, asked over stdin, answering over stdout.
 
-    python -m dgemma_engine.worker MODEL DEVICE DTYPE
+    python -m dgemma_engine.worker MODEL DEVICE DTYPE QUANTIZATION
 
 A frame is four bytes of length and a pickle; both ends are the same program by the same user. What
 libraries print goes to stderr. The process ends when its stdin does: an editor that was killed
@@ -37,7 +37,8 @@ from .types import (
 
 logger = logging.getLogger(__name__)
 
-LoadEngine = Callable[[str, str, str], InfillEngine]
+LoadEngine = Callable[[str, str, str, str | None], InfillEngine]
+NO_QUANTIZATION = "none"  # on the command line, in the place of None
 
 
 # What the near end sends.
@@ -113,16 +114,17 @@ def read_frame(stream: IO[bytes]) -> Any | None:
     return pickle.loads(data) if len(data) == length else None
 
 
-def serve(load: LoadEngine, model: str, device: str, dtype: str) -> None:
+def serve(load: LoadEngine, model: str, device: str, dtype: str, quantization: str) -> None:
     """Load an engine and answer until stdin ends; does not return then, but ends the process.
 
     Args:
-        load: as `dgemma_engine.load_engine`, with `model`, `device` and `dtype`.
+        load: as `dgemma_engine.load_engine`, with the other four.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the near end, which closes stdin
     desk = _Desk(*_take_over_stdio())
     try:
-        engine = load(model, device, dtype)
+        named = None if quantization == NO_QUANTIZATION else quantization
+        engine = load(model, device, dtype, named)
     except DGemmaError as error:
         desk.send(Outcome(0, error=error))
     except Exception as error:

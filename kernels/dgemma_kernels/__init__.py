@@ -6,8 +6,9 @@ twin that defines what is right; faster forms are compared with it. Importing th
 
 from .attention import attention
 from .gated_mlp import gated_mlp
-from .moe_experts import moe_experts
+from .linear import linear
+from .moe_experts import moe_experts, route
 from .rms_norm import rms_norm
 from .rope import rope
 
-__all__ = ["attention", "gated_mlp", "moe_experts", "rms_norm", "rope"]
+__all__ = ["attention", "gated_mlp", "linear", "moe_experts", "rms_norm", "rope", "route"]

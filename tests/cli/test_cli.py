@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import dgemma_engine
+from dgemma_engine import timing
+from dgemma_engine.machine import Memory
 from dgemma_lsp.cli import main
 
 from ..engine.tiny import SAMPLE, save_checkpoint
@@ -321,3 +326,95 @@ def test_logs_and_traces_go_where_they_are_sent(tmp_path: Path) -> None:
     assert "to client" in trace.read_text()
     assert "a word of the user" not in log.read_text()
     assert run("serve", "--log-file", tmp_path / "no" / "log") == 2
+
+
+def test_weights_in_few_bits_are_an_option(
+    checkpoint: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every command that loads a model; another name is refused with those there are."""
+    arguments = ("fill", f"{source}:2:12", "--model", checkpoint, "--json")
+    assert run(*arguments, "--quantization", "nvfp4") == 0
+    assert json.loads(capsys.readouterr().out)["passes"] > 0
+    assert run(*arguments, "--quantization", "int3") == 2
+    assert "'fp8', 'int8', 'int4', 'nvfp4'" in capsys.readouterr().err
+
+
+def test_quantize_writes_what_fill_reads(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new folder; the second time it is there already."""
+    arguments = ("quantize", checkpoint, tmp_path / "small", "--format", "int4")
+    assert run(*arguments) == 0
+    assert f"use it with --model {tmp_path}/small" in capsys.readouterr().out
+    assert run("fill", f"{source}:2:12", "--model", tmp_path / "small") == 0
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    assert "exists already" in error_line(capsys)
+
+
+GPU = Memory("cuda:0", "a card of 24 GB", 25_000_000_000, 24_000_000_000)
+
+
+def test_models_tells_what_runs_and_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every known model with its sizes, what fits on each device, and a command; no network."""
+
+    def no_network(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    small = Memory("cpu", "2 CPU cores", 16_000_000_000, 8_000_000_000)
+    monkeypatch.setattr(dgemma_engine, "memory_of_this_machine", lambda: [small, GPU])
+    assert run("models") == 0
+    shown = capsys.readouterr().out
+    assert "cuda:0: a card of 24 GB, 25.0 GB of memory, 24.0 GB free" in shown
+    rows = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
+    assert rows["default"][-2:] == ["4,096", "4,096"]
+    assert rows["google/diffusiongemma-26B-A4B-it"][-4:] == ["too", "large", "too", "large"]
+    assert "51.6 GB" in shown
+    assert "50.5 GB" in shown
+    four_bits = next(line for line in shown.splitlines() if "--quantization int4" in line)
+    assert "too large" in four_bits, "not into 16 GB"
+    assert four_bits.endswith(",072"), "but with a context of 131,072 on the card"
+    assert (
+        "hf download nvidia/diffusiongemma-26B-A4B-it-NVFP4 "
+        "--local-dir diffusiongemma-26B-A4B-it-NVFP4\n"
+    ) in shown
+
+
+def test_models_describes_folders(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As stored, and in fewer bits; what is no checkpoint is an error."""
+    assert run("models", checkpoint) == 0
+    shown = capsys.readouterr().out
+    assert "M parameters, float32" in shown
+    assert "--quantization nvfp4" in shown
+    assert "hf download" not in shown
+    assert run("models", tmp_path / "absent") == 1
+    assert "no such checkpoint folder" in capsys.readouterr().err
+
+
+def test_bench_times_the_users_model(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its passes, fills and prefills on this device, with the floor beside them."""
+    monkeypatch.setattr(timing.Plan, "__init__", partial_plan(timing.Plan.__init__))
+    assert run("bench", "--model", checkpoint, "--device", "cpu", "--quantization", "int8") == 0
+    shown = capsys.readouterr().out
+    assert "weights in int8; a copy moves" in shown
+    assert "incremental prefill" in shown
+    assert run("bench", "--model", checkpoint, "--device", "cpu", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["what"] for row in rows} == {"prefill", "incremental prefill", "pass", "fill"}
+    assert all(row["ms"] > 0 and row["floor_ms"] > 0 for row in rows)
+
+
+def partial_plan(build: Callable[..., None]) -> Callable[..., None]:
+    """A plan that a tiny model can follow in a moment."""
+
+    def small(self: timing.Plan, **changes: Any) -> None:
+        build(self, **{"canvases": (32, 64), "prefixes": (40,), "repeats": 1, **changes})
+
+    return small

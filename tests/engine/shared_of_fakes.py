@@ -34,7 +34,7 @@ def main(answer: str, pass_seconds: str, *arguments: str) -> None:
 
     engine = FakeEngine(respond, num_passes=20, pass_seconds=float(pass_seconds))
 
-    def load(model: str, device: str, dtype: str) -> FakeEngine:
+    def load(model: str, device: str, dtype: str, quantization: str | None) -> FakeEngine:
         if answer == "refuse":
             raise CheckpointError("it has no config.json")
         if answer.startswith("slow"):

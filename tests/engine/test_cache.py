@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dgemma_engine import ContextTooLong, RequestError
+from dgemma_engine import cache as cache_module
 from dgemma_engine.cache import PrefixCache
 from dgemma_engine.model import DiffusionGemma
 
@@ -83,6 +84,94 @@ def test_prefill_in_pieces_equals_prefill_in_one(model: DiffusionGemma) -> None:
         for start in range(0, 70, size):
             model.prefill(tokens[:, start : start + size], cache)
         assert (expected - model.denoise_logits(canvas, cache)).abs().max() < TOLERANCE, size
+
+
+def test_prefill_cuts_itself_into_pieces(
+    model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any size of a piece, before, on and after the window's edge: the same logits."""
+    tokens = torch.randint(0, 400, (1, 70), generator=torch.Generator().manual_seed(3))
+    canvas = torch.arange(8)[None]
+    expected = model.denoise_logits(canvas, model.prefill(tokens))
+    expected_next = model.next_token_logits(tokens, model.new_cache(1))
+    for size in (1, 7, 23, 24, 25, 69, 70):
+        monkeypatch.setattr(model, "prefill_tokens", size)
+        cache = model.prefill(tokens)
+        assert cache.length == 70
+        assert (expected - model.denoise_logits(canvas, cache)).abs().max() < TOLERANCE, size
+        actual = model.next_token_logits(tokens, model.new_cache(1))
+        assert (expected_next - actual).abs().max() < TOLERANCE, size
+
+
+def test_a_broken_prefill_keeps_the_pieces_that_are_done(
+    model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next try goes on where the last whole piece ended."""
+    monkeypatch.setattr(model, "prefill_tokens", 10)
+    cache = PrefixCache(model)
+    tokens = [index % 400 for index in range(40)]
+    with monkeypatch.context() as patch:
+        attend, calls = model.layers[1].self_attn.attend, iter(range(100))
+
+        def fail_late(*arguments: object) -> torch.Tensor:
+            if next(calls) == 2:
+                raise MemoryError
+            return attend(*arguments)
+
+        patch.setattr(model.layers[1].self_attn, "attend", fail_late)
+        with pytest.raises(MemoryError):
+            cache.encode(tokens)
+    assert cache.encode(tokens)[1] == 20
+    difference = (_logits(model, tokens, None) - _logits(model, tokens, cache)).abs().max()
+    assert difference < TOLERANCE
+
+
+@pytest.fixture
+def little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for 32 tokens before a window of 24, and for pieces of 16."""
+    monkeypatch.setattr(cache_module, "SLACK_TOKENS", 32)
+    monkeypatch.setattr(cache_module, "_GROWTH_TOKENS", 1)
+    monkeypatch.setattr(cache_module, "sliding_capacity", lambda config: 23 + 32 + 16)
+
+
+@pytest.mark.usefixtures("little_slack")
+def test_a_backspace_costs_nothing_beyond_the_window(model: DiffusionGemma) -> None:
+    """Far behind the window, what was deleted and typed anew is all that is encoded."""
+    rng = random.Random(1)
+    prefix = [rng.randrange(400) for _ in range(300)]
+    cache = PrefixCache(model)
+    for length in range(0, 300, 12):  # as it is typed
+        cache.encode(prefix[: length + 12])
+    assert cache.encode(prefix)[1] == 300
+    for deleted in (1, 5, 31):
+        prefix = prefix[:-deleted] + [rng.randrange(400) for _ in range(3)]
+        assert cache.encode(prefix)[1] == len(prefix) - 3
+        difference = (_logits(model, prefix, None) - _logits(model, prefix, cache)).abs().max()
+        assert difference < TOLERANCE, deleted
+    held = [keys.shape[2] for keys in cache.encode(prefix)[0]._keys]
+    assert held[0] == held[1] <= 71, "a sliding layer holds its window and the slack"
+    assert held[2] >= 300
+
+
+@pytest.mark.usefixtures("little_slack")
+def test_typing_and_jumping_far_behind_the_window(model: DiffusionGemma) -> None:
+    """Whatever was dropped, every prompt gives what a fresh encoding gives."""
+    rng = random.Random(2)
+    cache = PrefixCache(model)
+    prefix = [rng.randrange(400) for _ in range(200)]
+    kept = []
+    for _ in range(60):
+        keep = len(prefix) - rng.choice([0, 1, 2, 8, 20, 33, 40, 150])
+        prefix = prefix[: max(1, keep)] + [rng.randrange(400) for _ in range(rng.randrange(1, 40))]
+        prefix = prefix[:300]
+        difference = (_logits(model, prefix, None) - _logits(model, prefix, cache)).abs().max()
+        assert difference < TOLERANCE
+        again = cache.encode(prefix)[0]
+        kept.append(again.reusable(len(prefix) - 30) > 0)
+        following = model.continuation_logits(torch.tensor([prefix[-1:]]), again, len(prefix) - 1)
+        expected = model.next_token_logits(torch.tensor([prefix]), model.new_cache(1))
+        assert (expected - following[:, -1]).abs().max() < TOLERANCE
+    assert len(set(kept)) == 2, "both what is kept and what is dropped was tried"
 
 
 def test_denoising_never_writes_the_cache(model: DiffusionGemma) -> None:

@@ -1,6 +1,6 @@
 """The far end of an `EngineProcess` with a scripted engine.
 
-    python worker_of_fakes.py ANSWER DEVICE DTYPE
+    python worker_of_fakes.py ANSWER DEVICE DTYPE QUANTIZATION
 
 An ANSWER of one of these words does what it says instead: in the middle of a fill "exit" ends with
 status 3, "kill" is SIGKILL, "raise" an error nobody foresaw; while loading, "die" ends and "refuse"
@@ -17,7 +17,7 @@ from dgemma_engine.fake import FakeEngine
 from dgemma_engine.worker import serve
 
 
-def load(answer: str, device: str, dtype: str) -> FakeEngine:
+def load(answer: str, device: str, dtype: str, quantization: str | None) -> FakeEngine:
     if answer == "die":
         os._exit(4)
     if answer == "refuse":

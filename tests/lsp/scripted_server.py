@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from dgemma_engine import CheckpointError, EngineUnavailable, InfillRequest
+from dgemma_engine import CheckpointError, EngineUnavailable, InfillRequest, OutOfMemory
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.scheduler import OnDeath
 from dgemma_lsp.server import Transport, serve
@@ -28,6 +28,7 @@ def main(
     load_seconds: float = 0.0,
     models: tuple[str, ...] = ("default",),
     urls: tuple[str, ...] = ("",),
+    quantizations: tuple[str, ...] = ("none",),
     fill_error: str | None = None,
     torch_report: str | None = None,
     transport: Transport = "stdio",
@@ -38,6 +39,7 @@ def main(
     Args:
         models: that can be loaded; the others raise CheckpointError.
         urls: of `engine_url`, where an engine is; the others raise EngineUnavailable.
+        quantizations: that fit; the others raise OutOfMemory.
         fill_error: every fill raises a RuntimeError with this text.
         torch_report: file that says at the end whether torch was imported.
     """
@@ -56,6 +58,8 @@ def main(
             raise CheckpointError(f"{settings.model} is not a checkpoint; choose another model")
         if settings.engine_url not in urls:
             raise EngineUnavailable(f"there is no engine at {settings.engine_url!r}")
+        if settings.quantization not in quantizations:
+            raise OutOfMemory(f"{settings.quantization} does not fit; what would fit: int4")
         return FakeEngine(respond, num_passes=num_passes, pass_seconds=pass_seconds)
 
     status = serve(build_engine, transport=transport, port=port)

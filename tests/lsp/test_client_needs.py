@@ -281,6 +281,18 @@ def test_another_engine_is_built_when_its_place_is_changed() -> None:
         assert client.close() == 0
 
 
+def test_fewer_bits_are_loaded_when_they_are_chosen() -> None:
+    """A model that does not fit, then one that does: no restart."""
+    with RawClient(SCRIPTED, json.dumps({"quantizations": ["int4"]})) as client:
+        client.initialize(options={}, textDocument={"inlineCompletion": {}})
+        client.open(URI, TEXT)
+        assert items(client) == []
+        smaller = {"settings": {"dgemma": {"quantization": "int4"}}}
+        client.notify("workspace/didChangeConfiguration", smaller)
+        assert len(items(client)) == 1
+        assert client.close() == 0
+
+
 def test_another_model_is_loaded_when_it_is_chosen() -> None:
     """A model that cannot be loaded, then one that can: no restart."""
     options = {"models": ["default", "better"]}

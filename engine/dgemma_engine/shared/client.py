@@ -61,7 +61,7 @@ class SharedEngine:
     """An `InfillEngine` that all windows of a user share; several threads may call it.
 
     Args:
-        model: as for `dgemma_engine.load_engine`, like `device` and `dtype`.
+        model: as for `dgemma_engine.load_engine`, like `device`, `dtype` and `quantization`.
         on_death: called once, on a thread of its own, when the engine ends unasked.
         label: what this client is called in the engine's log and by `dgemma-lsp doctor`.
         command: what starts the process, before its options; None never starts one.
@@ -76,13 +76,14 @@ class SharedEngine:
         model: str = "default",
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         *,
         on_death: Callable[[EngineDied], None] | None = None,
         label: str = "client",
         command: Sequence[str] | None = (sys.executable, "-m", "dgemma_engine"),
         idle_minutes: float = 15.0,
     ) -> None:
-        self.place = place_of(model, device, dtype)
+        self.place = place_of(model, device, dtype, quantization)
         self._on_death = on_death
         self.label = label
         self._is_closed = False
@@ -92,7 +93,9 @@ class SharedEngine:
         self._writing = threading.Lock()
         self._is_lost = False
         options = ("serve", "--model", absolute_model(model), "--device", device)
-        more = ("--dtype", dtype, "--idle-minutes", str(idle_minutes))
+        more = ["--dtype", dtype, "--idle-minutes", str(idle_minutes)]
+        if quantization is not None:
+            more += ["--quantization", quantization]
         full = None if command is None else [*command, *options, *more]
         for attempt in range(1, _MOST_TRIES + 1):
             self._socket = _connect_or_start(self.place, full)
@@ -300,18 +303,23 @@ class SharedEngine:
 
 
 def running_status(
-    model: str = "default", device: str = "auto", dtype: str = "auto"
+    model: str = "default",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
 ) -> dict[str, Any] | None:
     """What the shared engine of a model says of itself; None if none runs.
 
     Raises:
         DGemmaError: its folder or its socket is not to be trusted.
     """
-    place = place_of(model, device, dtype)
+    place = place_of(model, device, dtype, quantization)
     if (connection := _connect(place)) is None:
         return None
     connection.close()
-    engine = SharedEngine(model, device, dtype, label="a look at the status", command=None)
+    engine = SharedEngine(
+        model, device, dtype, quantization, label="a look at the status", command=None
+    )
     try:
         return engine.status()
     finally:

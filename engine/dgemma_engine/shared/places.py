@@ -84,13 +84,15 @@ def absolute_model(model: str) -> str:
     return model if model == "default" else str(Path(model).expanduser().resolve())
 
 
-def place_of(model: str, device: str = "auto", dtype: str = "auto") -> Place:
+def place_of(
+    model: str, device: str = "auto", dtype: str = "auto", quantization: str | None = None
+) -> Place:
     """Where the shared engine of this model, device and number format is, or would be.
 
     Raises:
         EngineUnavailable: the folder is not private, or its path too long for a socket.
     """
-    key = json.dumps([PROTOCOL, absolute_model(model), device, dtype])
+    key = json.dumps([PROTOCOL, absolute_model(model), device, dtype, quantization])
     place = Place(private_folder(), hashlib.sha256(key.encode()).hexdigest()[:16])
     if HAS_UNIX_SOCKETS and len(os.fsencode(place.socket)) > _LONGEST_SOCKET_PATH:
         raise EngineUnavailable(
