@@ -127,6 +127,19 @@ def test_the_newest_request_of_a_document_wins(attach: Attach) -> None:
     assert sorted(order) == ["other"]
 
 
+def test_who_asks_faster_than_it_answers_gets_answers(attach: Attach) -> None:
+    """A fill takes 0.2 s and a request comes every 0.05 s: the second that is begun is finished."""
+    engine, order = attach(pass_seconds=0.01), list[str]()
+    threads = []
+    for index in range(16):
+        threads.append(fill_later(engine, str(index), order))
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert len(order) >= 2  # the last one, and at least one before it
+    assert "15" in order
+
+
 def test_clients_take_turns(attach: Attach) -> None:
     """One with many requests does not keep another waiting for all of them."""
     greedy, modest, order = attach(), attach(), list[str]()
