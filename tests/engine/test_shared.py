@@ -333,6 +333,19 @@ def test_the_command_tells_and_ends(attach: Attach) -> None:
     assert not engine.place.socket.exists()
 
 
+def test_one_takes_the_place_of_another(attach: Attach) -> None:
+    """Only if it is told to; windows that used the other find the new one."""
+    deaths: list[EngineDied] = []
+    old = attach(on_death=deaths.append)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([*fakes("new"), "serve", "--replace"], env=environment) as process:
+        wait_for(lambda: deaths)
+        engine = attach()
+        assert engine.pid == process.pid != old.pid
+        assert engine.fill(REQUEST).text == "new"
+        process.terminate()
+
+
 def test_results_are_whole(attach: Attach) -> None:
     """Every field of a result survives the way."""
     result = attach().fill(REQUEST)
