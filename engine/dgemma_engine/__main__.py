@@ -6,6 +6,7 @@ there already. Nothing here imports torch until the engine is loaded.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,13 +15,15 @@ import sys
 
 import click
 
-from .errors import DGemmaError, RequestError
+from .errors import DGemmaError, EngineUnavailable, RequestError
 from .memory import QUANTIZATIONS
 from .shared.client import STATUS_ALREADY_RUNNING, running_status
-from .shared.places import HAS_UNIX_SOCKETS, Place, place_of
-from .shared.server import AlreadyRunning, Background
+from .shared.places import HAS_UNIX_SOCKETS, FileLock, Place, place_of
+from .shared.server import AlreadyRunning, Background, SharedServer
 from .shared.server import serve as serve_clients
 from .types import ManyClientEngine
+
+_TAKE_OVER_SECONDS = 30.0
 
 _MODEL = click.option(
     "--model",
@@ -67,6 +70,7 @@ def cli() -> None:
     "--tcp", is_flag=True, help="Loopback and a token in a private file, not a Unix socket."
 )
 @click.option("--http", metavar="HOST:PORT", help="Speak HTTP there too, on loopback.")
+@click.option("--replace", is_flag=True, help="End the engine that runs there first, if any.")
 @click.option("--no-token", is_flag=True, help="Let every program of this machine use --http.")
 @click.option(
     "--context-chars",
@@ -84,6 +88,7 @@ def serve(
     cache_mib: int,
     tcp: bool,
     http: str | None,
+    replace: bool,
     no_token: bool,
     context_chars: int,
 ) -> None:
@@ -100,6 +105,9 @@ def serve(
         raise click.UsageError("--no-token is for --http")
     if idle_minutes is None:
         idle_minutes = 0.0 if http is not None else 15.0
+
+    if replace:
+        more += (_take_over(model, device, dtype, place),)
 
     def load() -> ManyClientEngine:
         from . import load_engine
@@ -143,6 +151,21 @@ def stop(model: str, device: str, dtype: str, quantization: str | None) -> None:
     click.echo(f"process {found['pid']} was told to end")
 
 
+def _take_over(model: str, device: str, dtype: str, place: Place) -> Background:
+    """End the engine that runs at a place; windows start no other one before this one listens."""
+    starting = FileLock(place.starting)
+    if not starting.acquire(_TAKE_OVER_SECONDS):
+        raise EngineUnavailable(f"another process is starting an engine; see {place.log}")
+    if (found := running_status(model, device, dtype)) is not None:
+        os.kill(found["pid"], signal.SIGTERM)
+
+    async def listens(server: SharedServer) -> None:
+        starting.release()
+        await asyncio.Event().wait()
+
+    return listens
+
+
 def _http(address: str, no_token: bool, context_chars: int, place: Place) -> Background:
     try:
         from .shared.http import HttpOptions, http_server, kept_token, loopback_listener
@@ -179,7 +202,7 @@ def _run(arguments: list[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except AlreadyRunning as error:
-        click.echo(f"dgemma-engine: {error}", err=True)
+        click.echo(f"dgemma-engine: {error}; --replace ends it", err=True)
         return STATUS_ALREADY_RUNNING
     except (DGemmaError, OSError) as error:
         click.echo(f"dgemma-engine: error: {error}", err=True)

@@ -136,6 +136,19 @@ def test_the_newest_request_of_a_document_wins(attach: Attach) -> None:
     assert sorted(order) == ["other"]
 
 
+def test_who_asks_faster_than_it_answers_gets_answers(attach: Attach) -> None:
+    """A fill takes 0.2 s and a request comes every 0.05 s: the second that is begun is finished."""
+    engine, order = attach(pass_seconds=0.01), list[str]()
+    threads = []
+    for index in range(16):
+        threads.append(fill_later(engine, str(index), order))
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert len(order) >= 2  # the last one, and at least one before it
+    assert "15" in order
+
+
 def test_clients_take_turns(attach: Attach) -> None:
     """One with many requests does not keep another waiting for all of them."""
     greedy, modest, order = attach(), attach(), list[str]()
@@ -327,6 +340,19 @@ def test_the_command_tells_and_ends(attach: Attach) -> None:
     assert command("stop") == f"process {engine.pid} was told to end\n"
     wait_for(lambda: not is_alive(engine.pid))
     assert not engine.place.socket.exists()
+
+
+def test_one_takes_the_place_of_another(attach: Attach) -> None:
+    """Only if it is told to; windows that used the other find the new one."""
+    deaths: list[EngineDied] = []
+    old = attach(on_death=deaths.append)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([*fakes("new"), "serve", "--replace"], env=environment) as process:
+        wait_for(lambda: deaths)
+        engine = attach()
+        assert engine.pid == process.pid != old.pid
+        assert engine.fill(REQUEST).text == "new"
+        process.terminate()
 
 
 def test_results_are_whole(attach: Attach) -> None:

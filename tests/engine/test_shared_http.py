@@ -438,3 +438,24 @@ def test_the_token_is_long_and_never_told(server: Server) -> None:
     assert len(server.token) >= 32
     for path in ("/health", "/metrics", "/v1/models"):
         assert server.token not in server.ask(path).text
+
+
+@pytest.mark.slow
+def test_the_shipped_model_over_http(tmp_path: Path) -> None:
+    """The fill is the private engine's; it does not chat and says so."""
+    from dgemma_engine import InfillRequest, load_engine
+
+    prefix, suffix = "def area(width, height):\n    return ", "\n\n\nprint(area(2, 3))\n"
+    expected = load_engine().fill(InfillRequest(prefix, suffix, language_id="python"))
+    with served(tmp_path, sys.executable, "-m", "dgemma_engine") as server:
+        body = {"prompt": prefix, "suffix": suffix, "language": "python"}
+        answer = server.ask("/v1/completions", body).json
+        assert answer["choices"][0]["text"] == expected.text
+        assert answer["model"] == "fill-4m"
+        assert answer["usage"]["prompt_tokens"] == expected.num_context_tokens
+        infill = server.ask("/infill", LLAMA_VIM).json
+        assert infill["content"]
+        assert infill["timings/predicted_n"] > 0
+        refusal = server.ask("/v1/chat/completions", {**CHAT, "stream": True})
+        assert refusal.status == 400
+        assert "fills holes and does not chat" in refusal.json["error"]["message"]

@@ -1,7 +1,9 @@
 """Turns: one engine, one worker thread, many clients.
 
 Clients take turns, one job each; of a client's jobs for the same document the newest takes the
-place of the one before, where it stands in the queue. Who leaves takes all of theirs along.
+place of the one before, where it stands in the queue, or of the one that runs. Who was overtaken so
+is served to the end the next time: asking faster than the engine answers, they would get nothing,
+and all others would wait for it. Who leaves takes all of theirs along.
 `server.py` and `http.py` submit on the event loop's thread; the worker alone touches the engine.
 """
 
@@ -104,6 +106,8 @@ class Desk:
         self._turns: OrderedDict[str, deque[Job]] = OrderedDict()
         self._chores: deque[Chore] = deque()
         self._running: Job | None = None
+        # Clients and documents whose next job is not overtaken once it runs.
+        self._owed: set[tuple[str, str | None]] = set()
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="dgemma-engine", daemon=True)
@@ -145,6 +149,8 @@ class Desk:
                 queue[queue.index(older)] = job
             else:
                 queue.append(job)
+            if older is not None and older is self._running:
+                self._owed.add((client, document))
             self._turns[client] = queue
             self._changed.notify()
         if older is not None:
@@ -170,6 +176,7 @@ class Desk:
             jobs = list(self._turns.pop(client, ()))
             if self._running is not None and self._running.client == client:
                 jobs.append(self._running)
+            self._owed = {owed for owed in self._owed if owed[0] != client}
             self._chores.append(lambda engine: engine.forget(client))
             self._changed.notify()
         for job in jobs:
@@ -190,7 +197,9 @@ class Desk:
     def _older(self, queue: deque[Job], job: Job) -> Job | None:
         if job.document is None:
             return None
-        others = [*queue] if self._running is None else [*queue, self._running]
+        others, running = list(queue), self._running
+        if running is not None and (running.client, running.document) not in self._owed:
+            others.append(running)
         for other in others:
             is_alive = not other.token.is_cancelled
             if other.client == job.client and other.document == job.document and is_alive:
@@ -259,6 +268,9 @@ class Desk:
             logger.debug("the trace", exc_info=True)
             text = f"the fill failed ({type(error).__name__}); the engine's log has more"
             outcome, failure = "failed", DGemmaError(text)
+        if outcome != "withdrawn":
+            with self._changed:
+                self._owed.discard((job.client, job.document))
         self._call(self._finish, job, outcome, value, failure)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
