@@ -24,7 +24,7 @@ def build_engine(settings: Settings, on_death: OnDeath, *, dtype: str = "auto") 
     """Build the engine that `settings.engine` names; blocks until it is there.
 
     Args:
-        settings: `engine`, `engine_url`, `engine_key_variable`, `model`, `device`, `quantization`.
+        settings: `engine` and what begins with it, `model`, `device` and `quantization` are read.
         on_death: called if the engine ends by itself.
         dtype: as for `dgemma_engine.load_engine`.
     Raises:
@@ -62,5 +62,6 @@ def _existing_server(settings: Settings) -> InfillEngine:
         "" if has_tokenizer else settings.model,
         os.environ.get(variable) or None,
         tokenizer=folder if has_tokenizer else None,
+        level=settings.engine_level,
         key_source=f"the environment variable {variable}",
     )

@@ -78,7 +78,9 @@ class Settings:
 
     enabled: bool = _switch(True, "Whether the server suggests and fills at all.")
     model: str = _text(
-        "default", "`default` for the small model in the package, else a checkpoint folder."
+        "default",
+        "`default` for the small model in the package, else a checkpoint folder. With `vllm`: the "
+        "model's name there, or a folder with its `tokenizer.json` and `config.json`.",
     )
     device: str = _text("auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     engine: str = _choice(
@@ -100,6 +102,12 @@ class Settings:
         ("none", *QUANTIZATIONS),
         "In what the large matrices of a model are held, to save memory; `none` for as its "
         "checkpoint has them. Slower on a CPU.",
+    )
+    engine_level: str = _choice(
+        "auto",
+        ("auto", "in-painting", "suffix", "prompt", "chat"),
+        "How that server is asked for a hole; `auto` finds out the best way that it knows. See "
+        "engine/DEPLOYMENT.md.",
     )
     trigger: str = _choice(
         "automatic",
@@ -189,6 +197,7 @@ def engine_choice(settings: Settings) -> tuple[str, ...]:
         settings.engine,
         settings.engine_url,
         settings.engine_key_variable,
+        settings.engine_level,
     )
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dgemma_engine import Cancelled, EngineUnavailable, InfillRequest
-from dgemma_engine.vllm import VllmEngine
+from dgemma_engine.vllm import LEVELS, VllmEngine
 from dgemma_lsp.engines import build_engine
 from dgemma_lsp.scheduler import EngineState, FillScheduler
-from dgemma_lsp.settings import Settings
+from dgemma_lsp.settings import Settings, schema
 
 from ..engine.replay_server import Asked, Reply, chat_chunk, models, serving, wait_until
 from ..engine.tiny import CHAT_TOKENS, build_tokenizer
@@ -72,6 +72,16 @@ def test_a_folder_gives_the_tokenizer_and_the_name(tmp_path: Path) -> None:
         engine = built(server.url, model=str(folder))
         assert engine.info.model == "team/large"
         engine.close()
+
+
+def test_a_level_may_be_asked_for() -> None:
+    """The setting has the levels there are; one that the server does not know is an error."""
+    assert schema()["engineLevel"]["enum"] == ["auto", *LEVELS]
+    with (
+        serving(chats) as server,
+        pytest.raises(EngineUnavailable, match="suffix: it takes no suffix"),
+    ):
+        built(server.url, model="team/small", engine_level="suffix")
 
 
 async def test_the_newest_request_closes_the_stream_of_the_one_before() -> None:

@@ -125,7 +125,7 @@ class VllmEngine:
             model=self._served.model if self._served is not None else self._wanted_model,
             parameters=0,
             device=parts.netloc,
-            dtype="the server's",
+            dtype="its own format",
             strategy=self._level.name if self._level is not None else "not connected",
         )
 
