@@ -107,7 +107,7 @@ def serve(
         idle_minutes = 0.0 if http is not None else 15.0
 
     if replace:
-        more += (_take_over(model, device, dtype, place),)
+        more += (_take_over(model, device, dtype, quantization, place),)
 
     def load() -> ManyClientEngine:
         from . import load_engine
@@ -151,12 +151,14 @@ def stop(model: str, device: str, dtype: str, quantization: str | None) -> None:
     click.echo(f"process {found['pid']} was told to end")
 
 
-def _take_over(model: str, device: str, dtype: str, place: Place) -> Background:
+def _take_over(
+    model: str, device: str, dtype: str, quantization: str | None, place: Place
+) -> Background:
     """End the engine that runs at a place; windows start no other one before this one listens."""
     starting = FileLock(place.starting)
     if not starting.acquire(_TAKE_OVER_SECONDS):
         raise EngineUnavailable(f"another process is starting an engine; see {place.log}")
-    if (found := running_status(model, device, dtype)) is not None:
+    if (found := running_status(model, device, dtype, quantization)) is not None:
         os.kill(found["pid"], signal.SIGTERM)
 
     async def listens(server: SharedServer) -> None:
