@@ -1,5 +1,5 @@
-"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`, `models`, `quantize`, `bench`,
-and `eval` from `evaluation/`.
+"""The command line: `serve`, `fill`, `context`, `demo`, `doctor`; `models`, `quantize` and `bench`
+from `model_commands.py`; and `eval` from `evaluation/`.
 
 Exit status: 0 done, 1 it could not be done (no torch, a broken checkpoint), 2 what was typed cannot
 be used (no such file, a position past the end), 130 interrupted. An error is one line on stderr.
@@ -19,7 +19,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
 import dgemma_engine
@@ -31,15 +30,14 @@ from dgemma_engine import (
     InfillRequest,
     InfillResult,
 )
-from dgemma_engine.memory import QUANTIZATIONS
 
 from . import __version__
-from .benchmark import bench_heading, bench_table
 from .context import ContextBudget, build_request
 from .engines import ENGINES, build_engine
 from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
 from .ignored import holds_secrets
+from .model_commands import bench, engine_options, models, quantize
 from .postprocess import Rejection, postprocess
 from .related import RelatedText
 from .render import FILL_STYLE, CanvasView, in_place, summary
@@ -49,36 +47,6 @@ from .source_file import InputError, Location, SourceFile
 # The demo is to be watched: each pass stays on the screen at least so long, in seconds.
 _DEMO_PASS_SECONDS = 0.15
 _HOLE_START, _HOLE_END = "«", "»"
-_TABLE_WIDTH = 160
-
-
-def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--model, --device, --dtype and --quantization, the same wherever an engine is loaded."""
-    for option in (
-        click.option(
-            "--quantization",
-            default=None,
-            type=click.Choice(QUANTIZATIONS),
-            help="Hold the large matrices in so few bits; by default as they are stored.",
-        ),
-        click.option(
-            "--dtype",
-            default="auto",
-            show_default=True,
-            help="auto, float32, bfloat16 or float16.",
-        ),
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
-        ),
-        click.option(
-            "--model",
-            default="default",
-            show_default=True,
-            help="'default' for the small model in this package, or a checkpoint folder.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 def _place_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -103,7 +71,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_engine_options
+@engine_options
 @_place_options
 @click.option("--stdio", is_flag=True, help="Speak LSP on standard input and output (the default).")
 @click.option("--tcp", is_flag=True, help="Listen for one client on a TCP port.")
@@ -178,7 +146,7 @@ def serve(
 
 @cli.command()
 @click.argument("location")
-@_engine_options
+@engine_options
 @click.option("--write", is_flag=True, help="Write the fill into the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--watch", is_flag=True, help="Show the canvas after every pass.")
@@ -240,7 +208,7 @@ def fill(
 
 @cli.command()
 @click.argument("location")
-@_engine_options
+@engine_options
 def context(location: str, model: str, device: str, dtype: str, quantization: str | None) -> None:
     """Print exactly what the model would see of a file.
 
@@ -263,7 +231,7 @@ def context(location: str, model: str, device: str, dtype: str, quantization: st
 
 
 @cli.command()
-@_engine_options
+@engine_options
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 def demo(model: str, device: str, dtype: str, quantization: str | None, seed: int) -> None:
     """Fill the holes of a sample file and show the canvas as it settles."""
@@ -322,7 +290,7 @@ def demo(model: str, device: str, dtype: str, quantization: str | None, seed: in
 
 
 @cli.command()
-@_engine_options
+@engine_options
 @_place_options
 def doctor(
     model: str, device: str, dtype: str, quantization: str | None, engine: str, engine_url: str
@@ -348,104 +316,9 @@ def doctor(
     console.print(Text("everything works", style="bold green"))
 
 
-@cli.command()
-@_engine_options
-@click.option(
-    "--seconds", default=120.0, show_default=True, type=click.FloatRange(0), help="At most, about."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def bench(
-    model: str,
-    device: str,
-    dtype: str,
-    quantization: str | None,
-    seconds: float,
-    as_json: bool,
-) -> None:
-    """Time the passes, fills and prefills of a model on this machine.
-
-    The floor is the time that reading its weights takes at the bandwidth of a copy, measured now:
-    with nothing else in the way no pass could be faster.
-    """
-    console = Console(stderr=as_json, highlight=False, markup=False)
-    timed = dgemma_engine.load_bench(model, device, dtype, quantization, seconds)
-    console.print(bench_heading(timed), style="cyan", soft_wrap=True)
-    rows = []
-    with console.status("timing ..."):
-        for row in timed.rows():
-            rows.append(row)
-    if as_json:
-        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-    else:
-        _wide(console).print(bench_table(rows))
-    for what in timed.left_out:
-        console.print(f"left out, the time was over: {what}", style="yellow")
-
-
-@cli.command()
-@click.argument("folders", nargs=-1)
-def models(folders: tuple[str, ...]) -> None:
-    """Tell which models there are, what they take, what this machine can run, and how to get one.
-
-    FOLDERS are checkpoints of yours that are described instead. Nothing is downloaded, and no
-    connection is opened.
-    """
-    from .models import download_lines, folder_table, known_table, machine_lines
-
-    console = Console(highlight=False, markup=False)
-    memory = dgemma_engine.memory_of_this_machine()
-    for line in machine_lines(memory):
-        console.print(line, style="cyan", soft_wrap=True)
-    console.print()
-    _wide(console).print(folder_table(folders, memory) if folders else known_table(memory))
-    console.print(
-        "\ncontext: the longest prefix, in tokens, that fits with nothing else in memory; on a CPU "
-        "a large model fills a hole in many seconds",
-        soft_wrap=True,
-    )
-    if not folders:
-        console.print("\nto download one of them:")
-        for text in download_lines():
-            console.print(text, soft_wrap=True)
-
-
-@cli.command()
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT")
-@click.option(
-    "--format",
-    "quantization",
-    required=True,
-    type=click.Choice(QUANTIZATIONS),
-    help="int4 and nvfp4 hold the experts in 4 bits, the other matrices in 8.",
-)
-@click.option("--device", default="auto", show_default=True, help="Where matrices are quantised.")
-@click.option(
-    "--max-shard-gb",
-    default=4.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Of a file, in GB; so much memory is needed.",
-)
-def quantize(source: str, target: str, quantization: str, device: str, max_shard_gb: float) -> None:
-    """Write the checkpoint IN in fewer bits, as the new folder OUT.
-
-    The large matrices are quantised; norms, router and embedding stay as they are. What is
-    quantised already stays so. OUT is loaded like any checkpoint: --model OUT.
-    """
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        work = progress.add_task(quantization)
-
-        def show(done: int, total: int) -> None:
-            progress.update(work, completed=done, total=total)
-
-        most = max(1, int(max_shard_gb * 1e9))
-        dgemma_engine.quantize_checkpoint(source, target, quantization, device, most, show)
-    click.echo(f"{target} is written; use it with --model {target}")
-
-
 cli.add_command(eval_group)
+for model_command in (models, quantize, bench):
+    cli.add_command(model_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -466,11 +339,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, status: int) -> None:
     click.echo(f"dgemma-lsp: error: {message}", err=True)
     sys.exit(status)
-
-
-def _wide(console: Console) -> Console:
-    """For tables: a terminal that is narrow cuts them, a pipe has no width at all."""
-    return Console(highlight=False, markup=False, width=max(console.width, _TABLE_WIDTH))
 
 
 def _find_hole(location: Location) -> tuple[SourceFile, Hole]:

@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 
 import dgemma_engine
 from dgemma_engine import Decoder, HoleKind, InfillEngine, InfillRequest
-from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.infill import CHECKPOINTS_FOLDER, DEFAULT_CHECKPOINT
 from dgemma_engine.model import DiffusionGemma
+from dgemma_engine.stored_model import our_name_to_stored
 
 LENGTHS = (4, 8, 16, 24, 48, 64)
 _SOURCE = Path(dgemma_engine.__file__).parent / "config.py"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgemma_engine.checkpoint import form_of, our_name_to_stored, resolve_device
+from dgemma_engine.checkpoint import form_of, resolve_device
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.errors import DGemmaError, OutOfMemory
 from dgemma_engine.known import PUBLISHED_CONFIG
@@ -33,6 +33,7 @@ from dgemma_engine.layers import hold
 from dgemma_engine.machine import free_memory
 from dgemma_engine.memory import HELD_AS, does_not_fit, memory_plan, num_parameters
 from dgemma_engine.model import DiffusionGemma
+from dgemma_engine.stored_model import our_name_to_stored
 from dgemma_engine.stored_weights import Stack, in_format
 from dgemma_engine.timing import Bench, Plan, Row, pass_bytes, timed
 from dgemma_kernels.weights import QuantizedWeight

@@ -21,14 +21,13 @@ from dgemma_kernels.weights import QuantizedWeight
 
 from .checkpoint import (
     OUR_METHOD,
-    StoredModel,
     form_of,
     load_configs,
-    our_name_to_stored,
     resolve_device,
 )
 from .errors import ConfigError
 from .memory import HELD_AS, check_quantization
+from .stored_model import StoredModel, our_name_to_stored
 from .stored_weights import stored_parts
 from .tensor_files import INDEX, ShardWriter, read_json
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import StoredModel, form_of, load_configs, quantization_method
+from .checkpoint import form_of, load_configs, quantization_method
 from .config import ModelConfig
 from .memory import HELD_AS, num_parameters
 from .quantization import QUANT_METHOD
+from .stored_model import StoredModel
 from .tensor_files import read_json, tensor_files
 
 

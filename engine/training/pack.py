@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from dgemma_engine import HoleKind
-from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.quantization import QUANT_METHOD, save_int8
 from dgemma_engine.special_tokens import EOS, PAD, SPECIAL_TOKENS
+from dgemma_engine.stored_model import our_name_to_stored
 
 from .corpus import licence_table
 from .rows import HOLE_LENGTHS

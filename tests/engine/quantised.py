@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.model import DiffusionGemma
+from dgemma_engine.stored_model import our_name_to_stored
 
 from .tiny import build_model, build_tokenizer, config_json
 

@@ -16,13 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dgemma_engine import ConfigError, OutOfMemory, checkpoint, infill, load_engine, load_model
-from dgemma_engine.checkpoint import StoredModel, form_of, load_checkpoint
+from dgemma_engine.checkpoint import form_of, load_checkpoint
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.convert import quantize_checkpoint
 from dgemma_engine.layers import held_weights
 from dgemma_engine.machine import Memory
 from dgemma_engine.memory import HELD_AS, memory_plan, weight_bytes
 from dgemma_engine.process import EngineProcess
+from dgemma_engine.stored_model import StoredModel
 from dgemma_kernels.weights import QuantizedWeight
 
 from .test_stored_weights import logits

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from dgemma_engine import HoleKind, InfillRequest, load_engine, load_model
-from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.infill import CHECKPOINTS_FOLDER, DEFAULT_CHECKPOINT, DiffusionEngine
+from dgemma_engine.stored_model import our_name_to_stored
 from dgemma_engine.tokenizer import Tokenizer
 
 from .oracle import TINY_VISION

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dgemma_engine import InfillRequest
-from dgemma_engine.checkpoint import our_name_to_stored
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
+from dgemma_engine.stored_model import our_name_to_stored
 
 SAMPLE = (
     "def add(left, right):\n    return left + right\n\n\nclass Point:\n"
