@@ -214,9 +214,8 @@ def test_a_client_that_is_killed_harms_nobody(attach: Attach) -> None:
         assert victim.stdout is not None
         assert victim.stdout.readline() == b"step\n"
         victim.kill()
-        start = time.monotonic()
         assert engine.fill(REQUEST).text.startswith("answer")
-        assert time.monotonic() - start < 1.0 + 0.5  # its own 20 passes, and no 19 of the victim's
+    assert engine.status()["filled"] == 1  # the victim's was broken off
     assert [client["label"] for client in engine.status()["clients"]] == ["client"]
 
 

@@ -120,7 +120,7 @@ class Server:
 
 
 @contextmanager
-def served(folder: Path, *command: str) -> Iterator[Server]:
+def served(folder: Path, *command: str, options: tuple[str, ...] = ()) -> Iterator[Server]:
     """Start an engine with HTTP in a run folder; end it."""
     folder.chmod(0o700)
     environment = {
@@ -129,15 +129,16 @@ def served(folder: Path, *command: str) -> Iterator[Server]:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "DGEMMA_LOG_LEVEL": "WARNING",
     }
-    arguments = [*command, "serve", "--http", "127.0.0.1:0"]
+    arguments = [*command, "serve", "--http", "127.0.0.1:0", *options]
     with subprocess.Popen(arguments, env=environment) as process:
         try:
             found = folder / "dgemma-lsp"
             wait_for(lambda: list(found.glob("*.http")), 30)
             (address,) = found.glob("*.http")
             wait_for(lambda: address.read_text())
-            token = (found / "http-token").read_text()
-            server = Server(int(address.read_text().rpartition(":")[2]), token, process)
+            token = found / "http-token"
+            port = int(address.read_text().rpartition(":")[2])
+            server = Server(port, token.read_text() if token.exists() else "", process)
             wait_for(lambda: server.ask("/health").status == 200, 60)
             yield server
         finally:
@@ -229,6 +230,16 @@ def test_who_may_not_is_told_so(server: Server) -> None:
     assert answer.status == 403
     preflight = server.ask("/v1/completions", method="OPTIONS", Authorization=None)
     assert not any(name.startswith("access-control") for name in preflight.headers)
+
+
+def test_without_a_token_pages_of_browsers_are_refused_all_the_same(tmp_path: Path) -> None:
+    """By the name of the host, by where they come from, by the form of what a page can send."""
+    with served(tmp_path, *fakes(pass_seconds=0.0), options=("--no-token",)) as server:
+        assert server.token == ""
+        assert server.ask("/v1/completions", COMPLETION, Authorization=None).status == 200
+        assert server.ask("/v1/completions", COMPLETION, Host="evil.example").status == 421
+        assert server.ask("/v1/completions", COMPLETION, Origin="null").status == 403
+        assert server.ask("/infill", b"{}", Content_Type="text/plain").status == 415
 
 
 @pytest.mark.parametrize(
