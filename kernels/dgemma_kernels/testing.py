@@ -1,15 +1,18 @@
-"""How a kernel is compared with its twin: for tests and for the check before every benchmark."""
+"""How a kernel is compared with its twin, and on which arguments: for tests and for benchmarks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
+
+from .weights import QuantizedWeight, WeightFormat, quantize
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ TOLERANCES = {
     torch.bfloat16: Tolerance(4e-3, 1e-2),
 }
 
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+Weight = Tensor | QuantizedWeight
 _LARGE_INTEGER = 0x3A3A3A3A
 
 
@@ -94,3 +99,64 @@ def _poison(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
         return tensor.fill_(float("nan"))
     return tensor.fill_(_LARGE_INTEGER & torch.iinfo(tensor.dtype).max)
+
+
+class ExpertArguments(NamedTuple):
+    """Of `moe_experts`, in its order."""
+
+    hidden: Tensor
+    expert_index: Tensor
+    expert_weight: Tensor
+    gate_up_proj: Weight
+    down_proj: Weight
+
+
+def random_weight(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Such that a product keeps the size of its activations."""
+    values = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+    return (values / math.sqrt(shape[-1])).to(dtype)
+
+
+def stored(weight: Tensor, format: WeightFormat | None) -> Weight:
+    """As kernels take it: quantised and in their order, or as it is."""
+    return weight if format is None else quantize(weight, format).prepared_for_kernel()
+
+
+def expert_arguments(
+    tokens: int,
+    *,
+    size: int = 96,
+    inner_size: int = 80,
+    experts: int = 5,
+    top_k: int = 2,
+    dtype: torch.dtype = torch.float32,
+    format: WeightFormat | None = None,
+    touched: int | None = None,
+    device: torch.device,
+    seed: int = 0,
+) -> ExpertArguments:
+    """Tokens routed at random.
+
+    Args:
+        tokens, size, inner_size, experts, top_k: T, D, F, E, A.
+        dtype: of the activations and of plain weights.
+        format: of the weights; None for plain ones.
+        touched: how many experts may be chosen; None for all.
+        device: where all of it is made.
+        seed: the same on one device gives the same arguments.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    hidden = torch.randn(tokens, size, generator=generator, device=device).to(dtype)
+    chances = torch.rand(tokens, touched or experts, generator=generator, device=device)
+    share = torch.rand(tokens, top_k, generator=generator, device=device) + 0.1
+    gate_up = random_weight((experts, 2 * inner_size, size), dtype, generator, device)
+    down = random_weight((experts, size, inner_size), dtype, generator, device)
+    return ExpertArguments(
+        hidden,
+        chances.topk(top_k).indices,
+        share / share.sum(-1, keepdim=True),
+        stored(gate_up, format),
+        stored(down, format),
+    )

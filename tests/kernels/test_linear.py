@@ -12,10 +12,8 @@ from dgemma_kernels.gated_mlp import gated_mlp_reference
 from dgemma_kernels.gated_mlp.kernel import gated_mlp_triton
 from dgemma_kernels.linear import linear_reference
 from dgemma_kernels.linear.kernel import linear_triton
-from dgemma_kernels.testing import assert_close
+from dgemma_kernels.testing import DTYPES, assert_close, random_weight, stored
 from dgemma_kernels.weights import QuantizedWeight, WeightFormat, quantize
-
-from .inputs import DTYPES, random_weight, stored
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

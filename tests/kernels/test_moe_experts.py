@@ -9,10 +9,8 @@ from torch import Tensor
 from dgemma_kernels import backend, moe_experts, route
 from dgemma_kernels.backend import Backend, use_backend
 from dgemma_kernels.moe_experts import moe_experts_reference, route_reference
-from dgemma_kernels.testing import assert_close
+from dgemma_kernels.testing import DTYPES, ExpertArguments, assert_close, expert_arguments
 from dgemma_kernels.weights import WeightFormat, quantize
-
-from .inputs import DTYPES, ExpertArguments, expert_arguments
 
 pytestmark = pytest.mark.usefixtures("kernels")
 FORMATS = [None, *WeightFormat]

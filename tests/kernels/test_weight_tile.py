@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton
 import triton.language as tl
 
+from dgemma_kernels.testing import DTYPES
 from dgemma_kernels.triton_support import INTERPRETED, TRITON_DTYPES
 from dgemma_kernels.weight_tile import (
     add_product,
@@ -24,8 +25,6 @@ from dgemma_kernels.weight_tile import (
     why_not_weight,
 )
 from dgemma_kernels.weights import QuantizedWeight, WeightFormat, quantize
-
-from .inputs import DTYPES
 
 
 @triton.jit
