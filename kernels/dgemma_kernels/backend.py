@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
 _VARIABLE = "DGEMMA_KERNELS"
 _OLDEST_CAPABILITY = (8, 0)  # of the GPUs that the kernels are compiled for in the tests
 
@@ -64,7 +66,9 @@ def backend_for(device: torch.device) -> Backend:
     off.
     """
     asked = _asked or _override
-    if asked is Backend.REFERENCE or torch.compiler.is_compiling():
+    if asked is Backend.REFERENCE or (device.type == "cpu" and _asked is None):
+        return Backend.REFERENCE
+    if torch.compiler.is_compiling():
         return Backend.REFERENCE
     if device.type == "cuda":
         # Triton launches on the current GPU, wherever its arguments are.
@@ -107,7 +111,8 @@ def attempt(
     Args:
         op: its public name.
         why_not: why the kernel does not support these arguments; None if it does.
-        kernel: launches it. May raise KernelDoesNotFit; what it launched before is then void.
+        kernel: launches it. Where it cannot be (KernelDoesNotFit, a GPU's driver that does not know
+            it, no C compiler for Triton's launcher), it is not tried again.
         twin: computes the same plainly.
     """
     why_not = why_not or _failed.get(op)
@@ -116,10 +121,21 @@ def attempt(
             result = kernel()
             _report[op] = Backend.TRITON.value
             return result
-        except KernelDoesNotFit as error:
-            why_not = _failed[op] = str(error)
+        except Exception as error:
+            if not _is_of_the_machine(error):
+                raise
+            why_not = _failed[op] = f"{type(error).__name__}: {error}"
+            _log.warning("%s runs without its kernel: %s", op, why_not)
     _report[op] = f"{Backend.REFERENCE.value}: {why_not}"
     return twin()
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether an error is of this machine. In the interpreter it is the kernel's."""
+    if isinstance(error, KernelDoesNotFit):
+        return True
+    is_memory = isinstance(error, torch.OutOfMemoryError)
+    return not is_memory and os.environ.get("TRITON_INTERPRET") != "1"
 
 
 def why_not_these(*tensors: Tensor) -> str | None:

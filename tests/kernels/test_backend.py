@@ -37,11 +37,30 @@ def test_a_kernel_that_does_not_fit_gives_way_to_its_twin(monkeypatch: pytest.Mo
     for _ in range(2):
         assert attempt("an op", None, kernel, lambda: "twin") == "twin"
     assert len(tried) == 1
-    assert backend.report()["an op"] == "reference: not enough shared memory"
+    expected = "reference: KernelDoesNotFit: not enough shared memory"
+    assert backend.report()["an op"] == expected
     assert attempt("another", None, lambda: "kernel", lambda: "twin") == "kernel"
     assert backend.report()["another"] == "triton"
     assert attempt("another", "no such shape", lambda: "kernel", lambda: "twin") == "twin"
     assert backend.report()["another"] == "reference: no such shape"
+
+
+def test_a_machine_without_a_compiler_runs_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton builds its launcher with a C compiler. Memory that is short is no reason, though."""
+    monkeypatch.setattr(backend, "_failed", {})
+
+    def kernel(error: Exception) -> str:
+        raise error
+
+    missing = RuntimeError("Failed to find C compiler")
+    with pytest.raises(RuntimeError, match="C compiler"):  # in the interpreter it would be a bug
+        attempt("an op", None, lambda: kernel(missing), lambda: "twin")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    short = torch.OutOfMemoryError("short")
+    with pytest.raises(torch.OutOfMemoryError):
+        attempt("an op", None, lambda: kernel(short), lambda: "twin")
+    assert attempt("an op", None, lambda: kernel(missing), lambda: "twin") == "twin"
+    assert backend.report()["an op"] == "reference: RuntimeError: Failed to find C compiler"
 
 
 def test_gradients_are_the_twins_work() -> None:

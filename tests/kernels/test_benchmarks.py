@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-import subprocess
+import importlib
+import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,23 +21,25 @@ SIZES = {
 }
 
 
-def run(
-    scripts: list[str], *arguments: str, first: str = "pass"
-) -> subprocess.CompletedProcess[str]:
-    """Benchmarks one after another in a process of their own, after the code `first`."""
-    lines = ["import runpy, sys", f"sys.path.insert(0, {str(FOLDER)!r})", first]
-    for script in scripts:
-        lines.append(f"sys.argv[1:] = {[*TINY, *SIZES[script], *arguments]!r}")
-        lines.append(f"runpy.run_path({str(FOLDER / script)!r}, run_name='__main__')")
-    command = [sys.executable, "-c", "\n".join(lines)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.fixture(autouse=True)
+def _benchmarks_import_their_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setitem(sys.modules, "common", importlib.import_module("common"))
 
 
-def test_benchmarks_run_and_append_their_rows(tmp_path: Path) -> None:
+def run(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark as from the command line, at sizes for the interpreter."""
+    monkeypatch.setattr(sys, "argv", [script, *TINY, *SIZES[script], *arguments])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+
+
+def test_benchmarks_run_and_append_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel and its twin, with the bytes and the share of a copy; the header once."""
     table = tmp_path / "results" / "table.csv"
-    done = run([*SIZES], "--csv", str(table))
-    assert done.returncode == 0, done.stderr
+    for script in SIZES:
+        run(script, "--csv", str(table), monkeypatch=monkeypatch)
     with table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     forms = [(row["op"], row["form"]) for row in rows]
@@ -47,14 +51,25 @@ def test_benchmarks_run_and_append_their_rows(tmp_path: Path) -> None:
         assert row["triton"]
 
 
-def test_a_wrong_kernel_is_not_timed() -> None:
+def test_a_wrong_kernel_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A kernel that is off by more than rounding ends the benchmark before any time is taken."""
-    first = (
-        "import common, importlib; k = importlib.import_module('dgemma_kernels.linear.kernel');"
-        " right = k.linear_triton;"
-        " k.linear_triton = lambda *a: right(*a) * 1.1"
-    )
-    done = run(["bench_linear.py"], first=first)
-    assert done.returncode != 0
-    assert "a wrong kernel is not timed" in done.stderr
-    assert " ms," not in done.stdout
+    module = importlib.import_module("dgemma_kernels.linear.kernel")
+    right = module.linear_triton
+
+    def wrong(*arguments: Any) -> Any:
+        return right(*arguments) * 1.1
+
+    monkeypatch.setattr(module, "linear_triton", wrong)
+    with pytest.raises(SystemExit, match="a wrong kernel is not timed"):
+        run("bench_linear.py", monkeypatch=monkeypatch)
+    assert " ms," not in capsys.readouterr().out
+
+
+def test_what_gave_way_to_its_twin_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin is right, of course, but it is not what the row would say."""
+    module = importlib.import_module("dgemma_kernels.moe_experts.kernel")
+    monkeypatch.setattr(module, "why_not_experts", lambda *arguments: "not today")
+    with pytest.raises(SystemExit, match=r"no kernel ran .*not today.*nothing is timed"):
+        run("bench_moe_experts.py", monkeypatch=monkeypatch)

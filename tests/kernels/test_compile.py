@@ -157,13 +157,10 @@ def check(jobs: list[tuple[Job, int]]) -> list[Compiled]:
 
 def test_experts_compile_for_every_architecture() -> None:
     """One form an architecture; on sm_90 the products run on its own matrix instruction."""
-    forms = dict(zip(ARCHS, (WeightFormat.INT8, WeightFormat.INT4, WeightFormat.FP8), strict=False))
-    jobs = [(next(expert_jobs(format.value, 16, arch)), arch) for arch, format in forms.items()]
-    jobs.append((next(expert_jobs("nvfp4", 16, 120)), 120))
-    results = check(jobs)
-    assert [result.matrix_instruction for result in results] == ["mma.sync"] * 2 + ["wgmma"] + [
-        "mma.sync"
-    ]
+    forms = dict(zip(ARCHS, ("int8", "int4", "fp8", "nvfp4"), strict=True))
+    jobs = [([*expert_jobs(format, 16, arch)][1], arch) for arch, format in forms.items()]
+    instructions = [result.matrix_instruction for result in check(jobs)]
+    assert instructions == ["mma.sync", "mma.sync", "wgmma", "mma.sync"]
 
 
 @pytest.mark.slow
@@ -223,13 +220,13 @@ def linear_jobs(format: str, rows: int, arch: int) -> Iterator[Job]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("rows", [16, 32, 64])
+@pytest.mark.parametrize("rows", [16, 64])
 def test_linear_compiles_in_every_form(rows: int) -> None:
-    """All forms, all architectures."""
+    """All forms but the plain one, which is left to torch; all architectures."""
     check(
         [
             (job, arch)
-            for format in _FORMATS
+            for format in _FORMATS[1:]
             for arch in ARCHS
             for job in linear_jobs(format, rows, arch)
         ]
