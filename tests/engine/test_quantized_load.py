@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dgemma_engine import ConfigError, OutOfMemory, checkpoint, infill, load_engine, load_model
+from dgemma_engine import ConfigError, OutOfMemory, cache, checkpoint, load_engine, load_model
 from dgemma_engine.checkpoint import form_of, load_checkpoint
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.convert import quantize_checkpoint
@@ -196,7 +196,7 @@ def test_running_out_in_a_fill_says_which_context_fits(
         def run_out(*_: object, **__: object) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        patch.setattr(infill.PrefixCache, "encode", run_out)
+        patch.setattr(cache.PrefixCache, "encode", run_out)
         with pytest.raises(OutOfMemory, match=r"out of memory in a fill .* tokens of context"):
             engine.fill(sample_request())
     assert engine.fill(sample_request()).num_passes > 0
