@@ -39,8 +39,9 @@ _MOST_CLIENTS = 256
 # Drafts are not sent to a client that has so much left to read; one with more is let go.
 _SLOW_BYTES, _STUCK_BYTES = 1 << 20, 64 << 20
 _MOST_SECONDS = 86_400.0  # of a deadline
-# Longer fills are asked for by mistake; the settings allow as many.
+# More is asked for by mistake; the settings allow as many tokens, and fewer steps.
 _MOST_TOKENS = 4096
+_MOST_STEPS = 1024
 
 Background = Callable[["SharedServer"], Awaitable[None]]
 
@@ -268,16 +269,14 @@ class SharedServer:
             return self._submit_fill(client, number, message)
         if kind not in ("count_tokens", "render"):
             raise WireError("type must be fill, count_tokens, render, status or cancel")
-        request = from_json(InfillRequest, message.get("request"), "request")
+        request = _read_request(message)
         if kind == "render":
             return self.desk.submit(client.name, lambda engine, _: engine.render(request))
         text = from_json(str, message.get("text"), "text")
         return self.desk.submit(client.name, lambda engine, _: engine.count_tokens(request, text))
 
     def _submit_fill(self, client: _Client, number: int, message: dict[str, Any]) -> Job:
-        request = from_json(InfillRequest, message.get("request"), "request")
-        if request.max_tokens > _MOST_TOKENS:
-            raise WireError(f"request.max_tokens must be at most {_MOST_TOKENS}")
+        request = _read_request(message)
         seconds = message.get("seconds")
         deadline = None
         if seconds is not None:
@@ -314,6 +313,15 @@ class SharedServer:
         finally:
             del client.jobs[number]
         client.send(message)
+
+
+def _read_request(message: dict[str, Any]) -> InfillRequest:
+    request = from_json(InfillRequest, message.get("request"), "request")
+    if request.max_tokens > _MOST_TOKENS:
+        raise WireError(f"request.max_tokens must be at most {_MOST_TOKENS}")
+    if request.max_steps is not None and request.max_steps > _MOST_STEPS:
+        raise WireError(f"request.max_steps must be at most {_MOST_STEPS}")
+    return request
 
 
 def _send_step(client: _Client, number: int, job: Job, step: DraftStep) -> None:
