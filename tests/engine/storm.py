@@ -62,7 +62,9 @@ class Storm:
         filled_seconds: from sending a request to its fill.
         answered_seconds: to any answer.
         unanswered: requests without an answer ten seconds after the last one was sent.
-        passes: of all fills.
+        reasons: texts of the errors.
+        filled_clients: who got a fill.
+        num_sent: requests.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)

@@ -191,6 +191,8 @@ def test_errors_come_through(attach: Attach) -> None:
         engine.fill(InfillRequest("\ud800", ""))
     with pytest.raises(RequestError, match="max_tokens must be at most"):
         engine.fill(InfillRequest("", "", max_tokens=1 << 40))
+    with pytest.raises(RequestError, match="max_steps must be at most"):
+        engine.fill(InfillRequest("", "", max_steps=1 << 40))
     with pytest.raises(RequestError, match="longer than"):
         engine.fill(InfillRequest("x" * (17 << 20), ""))
     assert engine.count_tokens(REQUEST, "w * h") == 3

@@ -38,7 +38,7 @@ __all__ = ["run_folder"]  # a fixture
 
 COMPLETION = {"model": "any", "prompt": "x = ", "suffix": "\n"}
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
-# What llama.vim sends for a fill, as of ggml-org/llama.vim@a1c8e6e.
+# What llama.vim sends for a fill, as of ggml-org/llama.vim@02e6a4f.
 LLAMA_VIM = {
     "input_prefix": "def area(w, h):\n",
     "input_suffix": "\n\nprint(area(2, 3))\n",

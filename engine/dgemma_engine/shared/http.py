@@ -1,8 +1,8 @@
 """HTTP on loopback, for other tools: OpenAI's completions and chat, llama.cpp's infill.
 
 Every request needs a token and comes from this machine under one of its own names; a page in a
-browser can satisfy neither. `http_requests.py` reads what is asked; here is who may ask, and the
-forms of the answers. A client that goes away takes its request along.
+browser can satisfy neither. `http_requests.py` reads what is asked, `http_answers.py` has the
+forms of the answers; here is who may ask. A client that goes away takes its request along.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import logging
 import secrets
 import socket
@@ -34,14 +33,22 @@ from ..types import (
     EngineInfo,
     InfillResult,
     ManyClientEngine,
-    StopReason,
 )
 from .desk import Busy, Job, check_in_time
+from .http_answers import (
+    Json,
+    error_json,
+    event,
+    finished,
+    llama_answer,
+    safe_start,
+    usage,
+    wanted,
+)
 from .http_requests import (
     Asked,
     AskedChat,
     ContextLimits,
-    cut_at_stop,
     parse_body,
     read_chat,
     read_completion,
@@ -58,8 +65,6 @@ _BODY_SECONDS = 30.0
 _MOST_REQUESTS = 128  # at once; beyond, 503
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _DONE = "data: [DONE]\n\n"
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,7 @@ class _Tools:
     async def completions(self, request: Request) -> Response:
         asked = read_completion(await _body(request), self._limits)
         result = await self._fill(request, asked)
-        text, reason = _finished(result, asked.stops, asked.request.max_tokens)
+        text, reason = finished(result, asked.stops, asked.request.max_tokens)
         head = self._head("cmpl", "text_completion")
 
         def choice(text: str, reason: str | None) -> Json:
@@ -210,22 +215,22 @@ class _Tools:
             return {**head, "choices": [choice]}
 
         if not asked.is_streamed:
-            return JSONResponse({**choice(text, reason), "usage": _usage(result)})
+            return JSONResponse({**choice(text, reason), "usage": usage(result)})
         events = [choice(text, None), choice("", reason)]
         if asked.wants_usage:
-            events.append({**head, "choices": [], "usage": _usage(result)})
-        return _events([*map(_event, events), _DONE])
+            events.append({**head, "choices": [], "usage": usage(result)})
+        return _events([*map(event, events), _DONE])
 
     async def infill(self, request: Request) -> Response:
         asked = read_infill(await _body(request), self._limits)
         if asked.is_empty:
             return JSONResponse({"content": "", "stop": True})
         result = await self._fill(request, asked)
-        answer = _llama_answer(self._info(), asked, result)
+        answer = llama_answer(self._info(), asked, result)
         if not asked.is_streamed:
-            return JSONResponse(_wanted(answer, asked.fields))
+            return JSONResponse(wanted(answer, asked.fields))
         first = {"index": 0, "content": answer["content"], "stop": False}
-        return _events([_event(first), _event({**answer, "content": ""})])
+        return _events([event(first), event({**answer, "content": ""})])
 
     async def chat(self, request: Request) -> Response:
         asked = read_chat(await _body(request))
@@ -233,10 +238,10 @@ class _Tools:
         if asked.is_streamed:
             return await self._stream_chat(request, asked, head)
         result = await self._outcome(request, self._submit_chat(request, asked, None))
-        text, reason = _finished(result, asked.stops, asked.request.max_tokens)
+        text, reason = finished(result, asked.stops, asked.request.max_tokens)
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return JSONResponse({**head, "choices": [choice], "usage": _usage(result)})
+        return JSONResponse({**head, "choices": [choice], "usage": usage(result)})
 
     async def _stream_chat(self, request: Request, asked: AskedChat, head: Json) -> Response:
         """Each canvas is sent when it is done: the text before a step 0 does not change."""
@@ -265,27 +270,27 @@ class _Tools:
 
         def chunk(delta: Json, reason: str | None = None) -> str:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-            return _event({**head, "choices": [choice]})
+            return event({**head, "choices": [choice]})
 
         async def events() -> AsyncIterator[str]:
             sent = ""
             try:
                 yield chunk({"role": "assistant", "content": ""})
                 async for text in _settled_texts(known, settled, job):
-                    part = _safe_start(text, asked.stops)
+                    part = safe_start(text, asked.stops)
                     if part.startswith(sent) and len(part) > len(sent):
                         yield chunk({"content": part[len(sent) :]})
                         sent = part
                 result: InfillResult = job.future.result()
-                text, reason = _finished(result, asked.stops, asked.request.max_tokens)
+                text, reason = finished(result, asked.stops, asked.request.max_tokens)
                 if text[len(sent) :]:
                     yield chunk({"content": text[len(sent) :]})
                 yield chunk({}, reason)
                 if asked.wants_usage:
-                    yield _event({**head, "choices": [], "usage": _usage(result)})
+                    yield event({**head, "choices": [], "usage": usage(result)})
                 yield _DONE
             except DGemmaError as error:  # too late for a status
-                yield _event({"error": _error_json(500, str(error))})
+                yield event({"error": error_json(500, str(error))})
             finally:
                 if not job.future.done():
                     self._server.desk.withdraw(job, "the client is gone")
@@ -419,90 +424,13 @@ def _host_name(host: str) -> str:
     return name if colon and port.isdecimal() else host.lower()
 
 
-def _safe_start(text: str, stops: tuple[str, ...]) -> str:
-    """What may be sent already: before a stop, and not what may yet become one."""
-    cut = cut_at_stop(text, stops)
-    longest = max(map(len, stops), default=1)
-    return cut if cut != text else text[: len(text) - longest + 1]
-
-
-def _finished(result: InfillResult, stops: tuple[str, ...], max_tokens: int) -> tuple[str, str]:
-    """The text that is answered, and OpenAI's word for why it ends there."""
-    text = cut_at_stop(result.text, stops)
-    is_cut = result.stop_reason in (StopReason.MAX_STEPS, StopReason.DEADLINE)
-    is_full = is_cut and len(result.token_ids) >= max_tokens
-    return text, "length" if is_full and text == result.text else "stop"
-
-
-def _usage(result: InfillResult) -> dict[str, int]:
-    read, written = result.num_context_tokens, len(result.token_ids)
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": written,
-        "total_tokens": read + written,
-    }
-
-
-def _llama_answer(info: EngineInfo, asked: Asked, result: InfillResult) -> Json:
-    text, reason = _finished(result, asked.stops, asked.request.max_tokens)
-    stop = next((stop for stop in asked.stops if result.text.startswith(text + stop)), "")
-    encoded = result.num_context_tokens - result.num_cached_tokens
-    timings = _llama_timings("prompt", encoded, result.timings.encode_ms)
-    timings |= _llama_timings("predicted", len(result.token_ids), result.timings.denoise_ms)
-    return {
-        "index": 0,
-        "content": text,
-        "model": info.model,
-        "stop": True,
-        "stop_type": "limit" if reason == "length" else "word" if stop else "eos",
-        "stopping_word": stop,
-        "tokens_predicted": len(result.token_ids),
-        "tokens_evaluated": result.num_context_tokens,
-        "tokens_cached": result.num_cached_tokens,
-        "truncated": asked.was_truncated,
-        "timings": timings,
-    }
-
-
-def _llama_timings(name: str, count: int, milliseconds: float) -> dict[str, float]:
-    return {
-        f"{name}_n": count,
-        f"{name}_ms": milliseconds,
-        f"{name}_per_token_ms": milliseconds / max(1, count),
-        f"{name}_per_second": count * 1000 / max(milliseconds, 0.001),
-    }
-
-
-def _wanted(answer: Json, fields: tuple[str, ...]) -> Json:
-    """The fields that were named, as in "timings/prompt_ms", under these names; all if none was."""
-    if not fields:
-        return answer
-    found: Json = {}
-    for name in fields:
-        value: Any = answer
-        for key in name.split("/"):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            found[name] = value
-    return found
-
-
-def _event(data: Json) -> str:
-    return f"data: {json.dumps(data)}\n\n"
-
-
 def _events(events: list[str] | AsyncIterator[str]) -> Response:
     headers = {"Cache-Control": "no-store"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-def _error_json(status: int, message: str) -> Json:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"message": message, "type": kind, "param": None, "code": status}
-
-
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": _error_json(status, message)}, status)
+    return JSONResponse({"error": error_json(status, message)}, status)
 
 
 async def _on_error(request: Request, error: DGemmaError) -> Response:

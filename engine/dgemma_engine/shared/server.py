@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DGemmaError, EngineUnavailable
 from ..types import DraftStep, InfillRequest, JointRequest, ManyClientEngine
@@ -39,10 +39,12 @@ _MOST_CLIENTS = 256
 # Drafts are not sent to a client that has so much left to read; one with more is let go.
 _SLOW_BYTES, _STUCK_BYTES = 1 << 20, 64 << 20
 _MOST_SECONDS = 86_400.0  # of a deadline
-# Longer fills are asked for by mistake; the settings allow as many.
+# More is asked for by mistake; the settings allow as many tokens, and fewer steps.
 _MOST_TOKENS = 4096
 _MOST_HOLES = 256
+_MOST_STEPS = 1024
 
+_Request = TypeVar("_Request", InfillRequest, JointRequest)
 Background = Callable[["SharedServer"], Awaitable[None]]
 
 
@@ -266,10 +268,10 @@ class SharedServer:
 
     def _submit(self, client: _Client, number: int, kind: object, message: dict[str, Any]) -> Job:
         if kind == "fill":
-            request = from_json(InfillRequest, message.get("request"), "request")
+            request = _read_request(InfillRequest, message)
             return self._submit_fill(client, number, request, message)
         if kind == "fill_together":
-            several = from_json(JointRequest, message.get("request"), "request")
+            several = _read_request(JointRequest, message)
             if len(several.kinds) > _MOST_HOLES:
                 raise WireError(f"request must have at most {_MOST_HOLES} holes")
             return self._submit_fill(client, number, several, message)
@@ -277,7 +279,7 @@ class SharedServer:
             raise WireError(
                 "type must be fill, fill_together, count_tokens, render, status or cancel"
             )
-        request = from_json(InfillRequest, message.get("request"), "request")
+        request = _read_request(InfillRequest, message)
         if kind == "render":
             return self.desk.submit(client.name, lambda engine, _: engine.render(request))
         text = from_json(str, message.get("text"), "text")
@@ -290,8 +292,6 @@ class SharedServer:
         request: InfillRequest | JointRequest,
         message: dict[str, Any],
     ) -> Job:
-        if request.max_tokens > _MOST_TOKENS:
-            raise WireError(f"request.max_tokens must be at most {_MOST_TOKENS}")
         seconds = message.get("seconds")
         deadline = None
         if seconds is not None:
@@ -332,6 +332,15 @@ class SharedServer:
         finally:
             del client.jobs[number]
         client.send(message)
+
+
+def _read_request(kind: type[_Request], message: dict[str, Any]) -> _Request:
+    request = from_json(kind, message.get("request"), "request")
+    if request.max_tokens > _MOST_TOKENS:
+        raise WireError(f"request.max_tokens must be at most {_MOST_TOKENS}")
+    if request.max_steps is not None and request.max_steps > _MOST_STEPS:
+        raise WireError(f"request.max_steps must be at most {_MOST_STEPS}")
+    return request
 
 
 def _send_step(
