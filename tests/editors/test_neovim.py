@@ -5,13 +5,19 @@ With the scripted server where the text must be exact, and with the real one and
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("pyte", reason="there is no pyte (pip install 'dgemma-lsp[e2e]')")
+
+from dgemma_engine.shared.client import running_status
 
 from .conftest import StartNeovim
 from .neovim import Neovim
@@ -258,6 +264,47 @@ def test_the_shipped_model_suggests_and_fills(neovim: StartNeovim) -> None:
     eventually(lambda: editor.buffer() == text)
     editor.type(":Dgemma fill\r")
     eventually(lambda: editor.buffer() != text)
+
+
+def test_two_editors_share_one_engine(neovim: StartNeovim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process holds the model for both; one editor is killed, the other is filled as before."""
+    text = "import os\n\n\ndef read(path):\n    with open(path) as file:\n        return \n"
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path may not be long
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        shared = options(REAL, "settings = { engine = 'shared' }")
+        one, two = (
+            neovim(text, options=shared, environ={"XDG_RUNTIME_DIR": folder}) for _ in range(2)
+        )
+        try:
+            for editor in (one, two):
+                editor.wait_for_server()
+                editor.type("6G$:Dgemma fill\r")
+                eventually(lambda editor=editor: editor.buffer() != text, 60)  # type: ignore[misc]
+            assert one.buffer() == two.buffer()
+            assert len(shared_clients()) == 2
+            kill(one)
+            eventually(lambda: len(shared_clients()) == 1)
+            two.command("undo")
+            assert two.buffer() == text
+            two.type("6G$:Dgemma fill\r")
+            eventually(lambda: two.buffer() != text)
+        finally:
+            kill(one, two)  # or they would start another engine
+            eventually(lambda: shared_clients() == [])
+            if (status := running_status()) is not None:
+                os.kill(status["pid"], signal.SIGTERM)
+
+
+def kill(*editors: Neovim) -> None:
+    for editor in editors:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(editor.terminal.process.pid, signal.SIGKILL)
+
+
+def shared_clients() -> list[dict[str, Any]]:
+    """Who uses the shared engine, beside whoever asks."""
+    status = running_status() or {"clients": []}
+    return [client for client in status["clients"] if client["pid"] != os.getpid()]
 
 
 def test_a_picture_of_the_shipped_model(neovim_12: StartNeovim, shots: Path) -> None:
