@@ -79,7 +79,7 @@ def bench(
     else:
         _wide(console).print(bench_table(rows))
     for what in timed.left_out:
-        console.print(f"left out, the time was over: {what}", style="yellow")
+        console.print(f"left out: {what}", style="yellow")
 
 
 @click.command()

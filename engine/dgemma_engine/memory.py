@@ -237,8 +237,11 @@ def _cache_bytes(config: ModelConfig, context_tokens: int) -> int:
 def _work_bytes(config: ModelConfig, context_tokens: int) -> int:
     # Of a canvas: logits and what is made of them in float32, and those that are fed back.
     canvas = config.canvas_length * config.vocab_size * (3 * 4 + 2)
-    # Of a piece of a prefill: an attention's scores, twice; its rows in every expert they go to.
+    # Of a piece of a prefill: an attention's scores, twice; keys and values, which torch repeats
+    # for every query head; the rows of every expert that a token goes to.
     tokens = min(prefill_tokens(context_tokens), context_tokens)
     scores = config.num_attention_heads * tokens * context_tokens * (4 + 2)
     rows = tokens * config.top_k_experts * (config.hidden_size + 2 * config.moe_intermediate_size)
-    return max(canvas, scores + rows * 4) + _OVERHEAD_BYTES
+    head_dim = max(layer.head_dim for layer in config.layers)
+    repeated = context_tokens * config.num_attention_heads * head_dim * 2 * 2
+    return max(canvas, scores + repeated + rows * 4) + _OVERHEAD_BYTES

@@ -150,11 +150,9 @@ def read_weight(
     data = parts.get("", parts.get("_packed"))
     assert data is not None
     if data.dtype == torch.int32:
-        nibbles = _unpack_int32(data)
-        pairs = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-        return QuantizedWeight(
-            WeightFormat.INT4, pairs.contiguous(), parts["_scale"].to(torch.bfloat16)
-        )
+        # Eight columns a number, the first in the lowest bits: as bytes, two columns each.
+        pairs = data.contiguous().view(torch.uint8)
+        return QuantizedWeight(WeightFormat.INT4, pairs, parts["_scale"].to(torch.bfloat16))
     if data.dtype == torch.uint8:
         scale = parts["_scale"]
         if "_scale_2" in parts:
@@ -275,10 +273,3 @@ def _with_scale_of_rows(weight: QuantizedWeight) -> QuantizedWeight:
         return weight
     rows = weight.global_scale.expand(weight.data.shape[0]).contiguous()
     return replace(weight, global_scale=rows)
-
-
-def _unpack_int32(data: Tensor) -> Tensor:
-    """(..., K/8) of eight nibbles a number, the lowest first, to (..., K) uint8."""
-    shifts = torch.arange(0, 32, 4, device=data.device, dtype=torch.int32)
-    nibbles = (data[..., None] >> shifts) & 15
-    return nibbles.flatten(-2).to(torch.uint8)

@@ -63,7 +63,7 @@ def launch(key: Hashable, configs: Sequence[Blocks], run: Callable[[Blocks], Non
         configs: from the best to the smallest; at least one.
         run: launches the kernel.
     Raises:
-        KernelDoesNotFit: if none runs; later configurations are tried first by nobody.
+        KernelDoesNotFit: if none runs.
     """
     error: Exception | None = None
     for index in range(_fitting.get(key, 0), len(configs)):

@@ -376,7 +376,7 @@ def test_models_tells_what_runs_and_how_to_get_it(
     assert "50.5 GB" in shown
     four_bits = next(line for line in shown.splitlines() if "--quantization int4" in line)
     assert "too large" in four_bits, "not into 16 GB"
-    assert four_bits.endswith(",072"), "but with a context of 131,072 on the card"
+    assert four_bits.endswith(" 65,536"), "but with that context on the card"
     assert (
         "hf download nvidia/diffusiongemma-26B-A4B-it-NVFP4 "
         "--local-dir diffusiongemma-26B-A4B-it-NVFP4\n"

@@ -52,7 +52,24 @@ def test_when_the_time_is_over_the_rest_is_left_out() -> None:
     """And named."""
     bench = Bench(build_model(), Plan((32,), (20,), repeats=1, seconds=0.0))
     assert list(bench.rows()) == []
-    assert bench.left_out == ["prefix 20"]
+    assert bench.left_out == ["prefix 20: the time was over"]
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was timed before it stays."""
+    bench = Bench(build_model(), Plan((32,), (20, 60), repeats=1, seconds=60.0))
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rows = []
+    for row in bench.rows():
+        rows.append(row)
+        if row.prefix == 60:
+            monkeypatch.setattr(bench.model, "denoise_logits", run_out)
+    assert [row.what for row in rows if row.prefix == 60] == ["prefill", "incremental prefill"]
+    assert {row.prefix for row in rows} == {20, 60}
+    assert bench.left_out == ["the rest of prefix 60: out of memory"]
 
 
 def test_a_floor_is_what_has_to_be_read() -> None:
