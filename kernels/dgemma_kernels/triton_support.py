@@ -32,7 +32,7 @@ TRITON_DTYPES = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """The sizes with which a kernel is launched: a tile of rows x columns, and steps along K."""
+    """How a kernel is launched: columns of the result a program computes, its step along K."""
 
     columns: int
     depth: int
@@ -59,7 +59,7 @@ def launch(key: Hashable, configs: Sequence[Blocks], run: Callable[[Blocks], Non
         configs: from the best to the smallest; at least one.
         run: launches the kernel.
     Raises:
-        KernelDoesNotFit: if none runs; later configurations are tried first by nobody.
+        KernelDoesNotFit: if none runs.
     """
     error: Exception | None = None
     for index in range(_fitting.get(key, 0), len(configs)):

@@ -2,7 +2,8 @@
 
 A weight is always the left operand: (rows of the weight, K) x (K, tokens). Tensor cores of sm_90
 want 64 rows there, which a canvas does not have and a weight has; elsewhere the order is no matter.
-Codes become numbers by putting their bits into those of a float: a conversion takes a slow unit.
+Codes become numbers by putting their bits into those of a float: a conversion takes a slow unit
+of the GPU, but for that of e4m3 from sm_89 on.
 Only kernels import this module.
 """
 
@@ -192,7 +193,7 @@ def add_product(
             total = _dot(_e4m3(codes, DTYPE), low, total)
         else:
             product = _dot(_e4m3(codes, DTYPE), low, tl.zeros_like(total))
-            total += product * tl.load(scales + start // 128)[:, None]
+            total += product * tl.load(scales + start // 128).to(tl.float32)[:, None]
     return total
 
 
@@ -200,9 +201,9 @@ def add_product(
 def finish(total, row_scale, FORMAT: tl.constexpr):
     """Apply what is one number a row; row_scale are pointers (weight rows)."""
     if FORMAT == "int8" or FORMAT == "fp8":
-        total = total * tl.load(row_scale)[:, None]
+        total = total * tl.load(row_scale).to(tl.float32)[:, None]
     elif FORMAT == "nvfp4":
-        total = total * (tl.load(row_scale) * 256.0)[:, None]  # _nvfp4 left 2^-8
+        total = total * (tl.load(row_scale).to(tl.float32) * 256.0)[:, None]  # of _nvfp4
     return total
 
 

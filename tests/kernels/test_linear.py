@@ -91,12 +91,12 @@ def test_what_the_kernel_leaves_to_torch(device: torch.device) -> None:
 def test_the_gated_network_is_its_twin(
     format: WeightFormat, splits: int | None, device: torch.device
 ) -> None:
-    """Every form, with whole and split sums."""
+    """Every form, with whole and split sums, each part of which is of some columns."""
     generator = torch.Generator(device).manual_seed(4)
-    hidden = torch.randn(2, 3, 128, generator=generator, device=device, dtype=torch.float16)
+    hidden = torch.randn(2, 3, 256, generator=generator, device=device, dtype=torch.float16)
     weights = [
         stored(random_weight(shape, torch.float16, generator, device), format)
-        for shape in ((72, 128), (72, 128), (128, 72))
+        for shape in ((72, 256), (72, 256), (40, 72))
     ]
     plain = [w.dequantize(torch.float32) for w in weights if isinstance(w, QuantizedWeight)]
     expected = gated_mlp_reference(hidden.float(), *plain).half()
