@@ -32,7 +32,7 @@ TRITON_DTYPES = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """The sizes with which a kernel is launched: a tile of rows x columns, and steps along K.
+    """How a kernel is launched: the part of the result that a program computes, its step along K.
 
     A kernel whose rows depend on its input alone leaves them 0.
     """

@@ -41,14 +41,18 @@ def test_experts_are_their_twin(tokens: int, dtype: torch.dtype, device: torch.d
     check(expert_arguments(tokens, size=72, inner_size=40, dtype=dtype, device=device))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("format", list(WeightFormat))
-def test_each_form_is_its_dequantised_twin(
-    format: WeightFormat, dtype: torch.dtype, device: torch.device
-) -> None:
-    """What is decoded in the product are the weights that `dequantize` gives."""
+def test_each_form_is_its_dequantised_twin(format: WeightFormat, device: torch.device) -> None:
+    """At sizes that are no multiple of a group. Every dtype is decoded in test_weight_tile."""
     arguments = expert_arguments(
-        5, size=192, inner_size=40, experts=2, top_k=1, dtype=dtype, format=format, device=device
+        5,
+        size=192,
+        inner_size=40,
+        experts=2,
+        top_k=1,
+        dtype=torch.float16,
+        format=format,
+        device=device,
     )
     check(arguments)
 

@@ -29,11 +29,12 @@ from dgemma_kernels.weights import QuantizedWeight, WeightFormat, quantize
 
 @triton.jit
 def _multiply(
-    tokens,  # (16, K)
+    tokens,  # (TOKENS, K)
     data,
     group_scale,
     row_scale,
-    output,  # (N, 16) float32
+    output,  # (N, TOKENS) float32
+    TOKENS: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -43,10 +44,10 @@ def _multiply(
     DEPTH: tl.constexpr,
 ):
     row = tl.arange(0, N)
-    token = tl.arange(0, 16)
+    token = tl.arange(0, TOKENS)
     rows = tokens + token * K
     every = token >= 0
-    total = tl.zeros([N, 16], tl.float32)
+    total = tl.zeros([N, TOKENS], tl.float32)
     for start in range(0, K, DEPTH):
         if FORMAT == "int4" or FORMAT == "nvfp4":
             low = load_tokens(rows, every, start, K, DEPTH // 2, DEPTH)
@@ -67,36 +68,33 @@ def _multiply(
             DEPTH,
         )
     total = finish(total, row_scale + row, FORMAT)
-    tl.store(output + row[:, None] * 16 + token[None, :], total)
+    tl.store(output + row[:, None] * TOKENS + token[None, :], total)
 
 
 def decoded(
     weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, converts_e4m3: bool
 ) -> Tensor:
-    """The weights (16, K) as a kernel sees them: its products with 16 unit vectors at a time."""
+    """The weights (16, K) as a kernel sees them: its product with a unit matrix."""
     weight = weight.prepared_for_kernel().to(device)
     view = weight_view(weight, converts_e4m3)
     rows, columns = weight.shape
-    units = torch.eye(columns, dtype=dtype, device=device)
-    parts = []
-    for start in range(0, columns, 16):
-        output = torch.empty(rows, 16, device=device)
-        _multiply[(1,)](
-            units[start : start + 16],
-            view.data,
-            view.group_scale,
-            view.row_scale,
-            output,
-            N=rows,
-            K=columns,
-            STRIDE=view.data.shape[-1],
-            GROUPS=view.group_scale.shape[-1] if view.split else 0,
-            FORMAT=view.format,
-            DTYPE=TRITON_DTYPES[dtype],
-            DEPTH=view.split or 64,
-        )
-        parts.append(output)
-    return torch.cat(parts, dim=1)
+    output = torch.empty(rows, columns, device=device)
+    _multiply[(1,)](
+        torch.eye(columns, dtype=dtype, device=device),
+        view.data,
+        view.group_scale,
+        view.row_scale,
+        output,
+        TOKENS=columns,
+        N=rows,
+        K=columns,
+        STRIDE=view.data.shape[-1],
+        GROUPS=view.group_scale.shape[-1] if view.split else 0,
+        FORMAT=view.format,
+        DTYPE=TRITON_DTYPES[dtype],
+        DEPTH=view.split or 64,
+    )
+    return output
 
 
 def every_code(format: WeightFormat) -> QuantizedWeight:
