@@ -76,7 +76,7 @@ def assert_close(
 
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
-    """Inside, `torch.empty` and `empty_like` are full of NaN, or of a large integer.
+    """Inside, `torch.empty` and `empty_like` are full of NaN, of a large integer, or of True.
 
     An element that a kernel forgets to write then fails the comparison.
     """
@@ -98,6 +98,8 @@ def poisoned_empty() -> Iterator[None]:
 def _poison(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
         return tensor.fill_(float("nan"))
+    if tensor.dtype == torch.bool:
+        return tensor.fill_(True)
     return tensor.fill_(_LARGE_INTEGER & torch.iinfo(tensor.dtype).max)
 
 

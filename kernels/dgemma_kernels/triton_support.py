@@ -32,12 +32,16 @@ TRITON_DTYPES = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a kernel is launched: columns of the result a program computes, its step along K."""
+    """How a kernel is launched: the part of the result that a program computes, its step along K.
+
+    A kernel whose rows depend on its input alone leaves them 0.
+    """
 
     columns: int
     depth: int
     num_warps: int
     num_stages: int
+    rows: int = 0
 
     def options(self) -> dict[str, Any]:
         """What Triton is told beside a kernel's arguments. Its default for fusion warns."""
