@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgemma_kernels import attention, rms_norm, rope
+from dgemma_kernels import attention, canvas_attention, rms_norm, rope
 
 from .config import LayerConfig, ModelConfig
 from .layers import RMSNorm
@@ -72,7 +72,25 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attend and project back: (B, H, S, K) over (B, G, L, K) to (B, S, D)."""
-        heads = attention(query, key, value, mask)  # (B, H, S, K)
+        return self._project_back(attention(query, key, value, mask))
+
+    def attend_canvas(
+        self, query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor
+    ) -> Tensor:
+        """As `attend`, from a canvas over a prefix of the cache and itself, with no mask.
+
+        Args:
+            query: (B, H, M, K), all positions of the canvas or some.
+            key: (B, G, C, K), of the canvas.
+            value: as `key`.
+            prefix_key: (B or 1, G, S, K), what `KVCache.canvas_keys` shows.
+            prefix_value: as `prefix_key`.
+        Returns:
+            (B, M, D).
+        """
+        return self._project_back(canvas_attention(query, prefix_key, prefix_value, key, value))
+
+    def _project_back(self, heads: Tensor) -> Tensor:
         output: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
         return output
 

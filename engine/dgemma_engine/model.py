@@ -262,12 +262,7 @@ class DiffusionGemma(nn.Module):
                 # Nothing reads what the last layer makes of the other positions but their keys.
                 hidden = _at(hidden, slots)  # (B, M, D)
                 query = _at(query.transpose(1, 2), slots).transpose(1, 2)  # (B, H, M, K)
-            attended = layer.self_attn.attend(
-                query,
-                torch.cat((prefix_keys, key), dim=2),
-                torch.cat((prefix_values, value), dim=2),
-                mask=None,
-            )
+            attended = layer.self_attn.attend_canvas(query, key, value, prefix_keys, prefix_values)
             hidden = layer.finish(hidden, attended, layer.layer_scalar)
         return self.logits(hidden)
 
