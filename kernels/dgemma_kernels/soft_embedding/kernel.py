@@ -156,7 +156,7 @@ def soft_embedding_kernel(
 def soft_embedding_configs(num_rows: int) -> tuple[Blocks, ...]:
     """Blocks for so many rows, from the best to the smallest (sm_90; 99 KB; float32)."""
     rows = min(128, max(16, triton.next_power_of_2(num_rows)))
-    num_warps = 8 if rows == 128 else 4
+    num_warps = 8 if rows >= 64 else 4
     return (
         Blocks(rows=rows, columns=128, depth=64, num_warps=num_warps, num_stages=4),
         Blocks(rows=rows, columns=128, depth=64, num_warps=num_warps, num_stages=3),
