@@ -151,3 +151,15 @@ def test_qk_norm_rope_says_what_it_does_not_support(device: torch.device) -> Non
     expected = qk_norm_rope_reference(query, key, value, *rest, EPS)
     assert_close("key", expected.key, cache[0])
     assert actual.value is cache[1]
+
+
+def test_torch_compile_traces_the_twins() -> None:
+    """In one graph: training compiles whole layers, in which a break would cost what it saves."""
+
+    def layer(hidden: Tensor, weight: Tensor) -> Tensor:
+        total, normed = residual_norm(hidden, hidden, weight, EPS, next_weights=(None,))
+        return rms_norm(total + normed, weight, EPS)
+
+    hidden, weight = (random((3, 8), torch.float32, torch.device("cpu"), n) for n in (0, 1))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(hidden, weight[0]), layer(hidden, weight[0]))

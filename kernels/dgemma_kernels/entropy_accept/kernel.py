@@ -117,7 +117,7 @@ def entropy_accept_kernel(
         entropy.contiguous(),
         fresh.contiguous(),
         hole_mask.contiguous().view(torch.uint8),
-        min_accepted,
+        None if min_accepted is None else min_accepted.contiguous(),
         after.token_ids,
         after.argmax,
         after.num_unchanged,

@@ -103,7 +103,11 @@ def soft_embedding_kernel(
     """Launch. Arguments as `dgemma_kernels.soft_embedding`; `why_not` lets them pass."""
     num_rows, vocab_size = masses.shape
     hidden_size = table.shape[1]
-    log_normalizer = masses.float().logsumexp(dim=-1) if mass_scale is None else None
+    log_normalizer = None
+    if mass_scale is None:
+        log_normalizer = masses.float().logsumexp(dim=-1)
+    else:
+        mass_scale = mass_scale.contiguous()
     output = torch.empty((num_rows, hidden_size), dtype=table.dtype, device=table.device)
     factor = float(torch.tensor(embedding_scale, dtype=table.dtype))
 

@@ -224,6 +224,7 @@ def vocab_head_kernel(
     if isinstance(weight, QuantizedWeight):
         codes, scale = weight.data, weight.scale
     assert isinstance(codes, Tensor)
+    rows, draws = _contiguous(rows), _contiguous(draws)
     rules = rules or TokenRules()
     has_first = rules.first_allowed is not None and rules.is_first is not None
     degree = torch.as_tensor(temperature, dtype=torch.float32).to(device).reshape(1)
@@ -255,7 +256,7 @@ def vocab_head_kernel(
             degree,
             _bytes(rules.banned),
             _bytes(rules.first_allowed) if has_first else None,
-            rules.clamped_ids,
+            _contiguous(rules.clamped_ids),
             _bytes(rules.is_first) if has_first else None,
             draws,
             *tiles,
@@ -274,8 +275,7 @@ def vocab_head_kernel(
             **blocks.options(),
         )
 
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    configs = head_configs(num_rows, capability)
+    configs = head_configs(num_rows, _capability(device))
     launch(("vocab_head", configs[0].rows, hidden.dtype, codes.dtype), configs, run)
     output = HeadOutput(
         argmax=column(torch.int64),
@@ -332,6 +332,8 @@ def why_not(
     if isinstance(weight, QuantizedWeight):
         if weight.format not in (WeightFormat.INT8, WeightFormat.FP8):
             return f"a weight in {weight.format.value}"
+        if weight.format is WeightFormat.FP8 and _capability(hidden.device) < (8, 9):
+            return "a weight in fp8 on a GPU that does not know it"
     elif weight.dtype != hidden.dtype or weight.stride(-1) != 1:
         return f"a weight in {weight.dtype} that is not as the hidden states, or is transposed"
     if hidden.stride(-1) != 1:
@@ -344,6 +346,14 @@ def why_not(
         if isinstance(temperature, float | int) and softcap / temperature > LARGEST_LOGIT:
             return f"masses at a temperature of {temperature}"
     return None
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def _contiguous(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.contiguous()
 
 
 def _bytes(flags: Tensor | None) -> Tensor | None:
