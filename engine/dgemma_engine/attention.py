@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgemma_kernels import attention, canvas_attention, rms_norm, rope
+from dgemma_kernels import attention, canvas_attention, qk_norm_rope, rms_norm, rope
 
 from .config import LayerConfig, ModelConfig
 from .layers import RMSNorm
@@ -55,20 +55,24 @@ class Attention(nn.Module):
         Values are normed without a scale and not rotated. On a full layer they are the raw key
         projection, taken before the key norm.
         """
-        key, value = self.project_key_value(hidden, rotary)
         query = self.q_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))  # (B, S, H, K)
-        query = rope(self.q_norm(query), *rotary).transpose(1, 2)  # (B, H, S, K)
-        return Projections(query, key, value)
+        key, value = self._raw_key_value(hidden)
+        weights = (self.q_norm.weight, self.k_norm.weight)
+        heads = qk_norm_rope(query, key, value, *weights, *rotary, self.k_norm.eps)
+        return Projections(*heads)
 
     def project_key_value(self, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """As `project`, without the query: all that the encoder's last layer has to do."""
-        key = self.k_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))  # (B, S, G, K)
-        value = key
-        if not self.layer.value_from_key:
-            value = self.v_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))
+        key, value = self._raw_key_value(hidden)
         key = rope(self.k_norm(key), *rotary)
         value = rms_norm(value, None, self.k_norm.eps)
         return key.transpose(1, 2), value.transpose(1, 2)  # (B, G, S, K)
+
+    def _raw_key_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        key = self.k_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))  # (B, S, G, K)
+        if self.layer.value_from_key:
+            return key, key
+        return key, self.v_proj(hidden).unflatten(-1, (-1, self.layer.head_dim))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attend and project back: (B, H, S, K) over (B, G, L, K) to (B, S, D)."""

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgemma_kernels import residual_norm
+
 from .attention import Attention, Rotary, build_rotary
 from .cache import KVCache
 from .config import LayerConfig, ModelConfig, SamplerConfig
@@ -75,16 +77,27 @@ class Layer(nn.Module):
         self, residual: Tensor, attended: Tensor, scalar: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As `finish`; also the router's logits over the experts, (B * S, E), for training."""
-        residual = residual + self.post_attention_layernorm(attended)
-        dense = self.post_feedforward_layernorm_1(
-            self.mlp(self.pre_feedforward_layernorm(residual))
+        norms = (self.pre_feedforward_layernorm.weight, self.pre_feedforward_layernorm_2.weight)
+        residual, for_dense, for_experts = residual_norm(
+            residual,
+            attended,
+            self.post_attention_layernorm.weight,
+            self.post_attention_layernorm.eps,
+            next_weights=norms,
         )
+        dense = self.post_feedforward_layernorm_1(self.mlp(for_dense))
         tokens = residual.flatten(0, -2)  # (T, D)
         scores = self.router.scores(tokens)  # (T, E)
         expert_index, expert_weight = self.router.choose(scores)
-        routed = self.experts(self.pre_feedforward_layernorm_2(tokens), expert_index, expert_weight)
+        routed = self.experts(for_experts.flatten(0, -2), expert_index, expert_weight)
         routed = self.post_feedforward_layernorm_2(routed).view_as(residual)
-        output: Tensor = (residual + self.post_feedforward_layernorm(dense + routed)) * scalar
+        (output,) = residual_norm(
+            residual,
+            dense + routed,
+            self.post_feedforward_layernorm.weight,
+            self.post_feedforward_layernorm.eps,
+            scalar=scalar,
+        )
         return output, scores
 
 
