@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
 from dgemma_kernels import attention, canvas_attention
 from dgemma_kernels.backend import report
 from dgemma_kernels.canvas_attention.kernel import attention_configs

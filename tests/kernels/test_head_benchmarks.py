@@ -3,60 +3,45 @@
 from __future__ import annotations
 
 import csv
-import subprocess
+import importlib
+import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 FOLDER = Path(__file__).parents[2] / "kernels/benchmarks"
-TINY = ["--tokens", "3", "--sets", "1", "--repeats", "1", "--without-compile", "--weights", "plain"]
+TINY = ["--tokens", "3", "--sets", "1", "--repeats", "2", "--without-compile", "--weights", "plain"]
 SIZES = {
-    "vocab_head": ["--vocab", "200", "--size", "32"],
-    "canvas_attention": ["--tiny", "--prefixes", "20"],
-    "soft_embedding": ["--vocab", "200", "--size", "32"],
+    "vocab_head": ["--vocab=200", "--size=32"],
+    "canvas_attention": ["--tiny", "--prefixes=20"],
+    "soft_embedding": ["--vocab=200", "--size=32"],
 }
-# All three in one process: most of a test's time is the import of torch.
-RUN = """
-import os, runpy, sys
-os.environ.setdefault("TRITON_INTERPRET", "1")
-sys.path.insert(0, {folder!r})
-for op, arguments in {arguments!r}.items():
-    {before}
-    script = os.path.join({folder!r}, f"bench_{{op}}.py")
-    sys.argv = [script, *arguments]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as error:
-        print("refused:", error)
-"""
-WRONG = """
-    import importlib
-    kernel = importlib.import_module(f"dgemma_kernels.{op}.kernel")
-    right = getattr(kernel, f"{op}_kernel")
-    def wrong(*given, right=right, **more):
-        result = right(*given, **more)
-        return result * 1.1 if op != "vocab_head" else result._replace(entropy=result.entropy + 1)
-    setattr(kernel, f"{op}_kernel", wrong)
-"""
 
 
-def run(*more: str, before: str = "") -> str:
-    """What the benchmarks print, one after another, with `before` ahead of each."""
-    arguments = {op: [*TINY, *sizes, *more] for op, sizes in SIZES.items()}
-    code = RUN.format(folder=str(FOLDER), arguments=arguments, before=before.strip())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(autouse=True)
+def _benchmarks_import_their_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setitem(sys.modules, "common", importlib.import_module("common"))
 
 
-def test_benchmarks_run_and_append_their_rows(tmp_path: Path) -> None:
+def run(op: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark as from the command line, at sizes for the interpreter."""
+    script = f"bench_{op}.py"
+    monkeypatch.setattr(sys, "argv", [script, *TINY, *SIZES[op], *arguments])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+
+
+def test_benchmarks_run_and_append_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Kernel and twin of each, with the bytes and the share of a copy."""
     table = tmp_path / "results" / "table.csv"
-    said = run("--csv", str(table))
-    assert "refused" not in said
+    for op in SIZES:
+        run(op, "--csv", str(table), monkeypatch=monkeypatch)
     rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
     for op in SIZES:
         assert {"kernel", "twin"} <= {row["form"] for row in rows if row["op"] == op}
@@ -66,8 +51,29 @@ def test_benchmarks_run_and_append_their_rows(tmp_path: Path) -> None:
         assert float(row["share_of_copy"]) >= 0
 
 
-def test_wrong_kernels_are_not_timed() -> None:
+@pytest.mark.parametrize("op", SIZES)
+def test_a_wrong_kernel_is_not_timed(
+    op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One that is off by more than rounding ends its benchmark before any time is taken."""
-    said = run(before=WRONG)
-    assert said.count("a wrong kernel is not timed") == len(SIZES)
-    assert " ms," not in said
+    module = importlib.import_module(f"dgemma_kernels.{op}.kernel")
+    right = getattr(module, f"{op}_kernel")
+
+    def wrong(*given: Any, **more: Any) -> Any:
+        result = right(*given, **more)
+        return result._replace(entropy=result.entropy + 1) if op == "vocab_head" else result * 1.1
+
+    monkeypatch.setattr(module, f"{op}_kernel", wrong)
+    with pytest.raises(SystemExit, match="a wrong kernel is not timed"):
+        run(op, monkeypatch=monkeypatch)
+    assert " ms," not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("op", ["canvas_attention", "soft_embedding"])
+def test_a_weight_that_is_not_there_is_an_error(
+    op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row would say int8, and there was none."""
+    with pytest.raises(SystemExit):
+        run(op, "--weights", "int8", monkeypatch=monkeypatch)
+    assert " ms," not in capsys.readouterr().out

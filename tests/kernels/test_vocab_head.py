@@ -250,6 +250,10 @@ def test_says_what_it_does_not_support(device: torch.device) -> None:
     hidden, weight, _ = random_inputs((2, 140, 16), torch.float32, device)
     vocab_head(hidden, weight, softcap=None, temperature=1.0, keep_masses=True)
     assert report()["vocab_head"] == "reference: masses of logits without a softcap"
+    halves = vocab_head(hidden.half(), weight.half(), **options(keep_masses=True))
+    assert report()["vocab_head"] == "reference: masses in float16"
+    assert halves.masses is not None
+    assert torch.isfinite(halves.masses).all()
     uncapped = vocab_head(hidden, weight, softcap=None, temperature=1.0)
     assert report()["vocab_head"] == "triton"
     assert_same(vocab_head_reference(hidden, weight, softcap=None, temperature=1.0), uncapped)

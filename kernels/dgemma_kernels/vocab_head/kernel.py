@@ -343,6 +343,8 @@ def why_not(
     if keep_masses:
         if softcap is None:
             return "masses of logits without a softcap"
+        if hidden.dtype == torch.float16:  # they reach exp(68)
+            return "masses in float16"
         if isinstance(temperature, float | int) and softcap / temperature > LARGEST_LOGIT:
             return f"masses at a temperature of {temperature}"
     return None
