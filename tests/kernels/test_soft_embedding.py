@@ -86,6 +86,8 @@ def test_says_what_it_does_not_support(device: torch.device) -> None:
     assert report()["soft_embedding"] == "reference: a table in int8"
     soft_embedding(masses.float(), scale, table)
     assert report()["soft_embedding"].startswith("reference: masses in torch.float32")
+    soft_embedding(masses, scale, table.clone().requires_grad_())
+    assert report()["soft_embedding"] == "reference: gradients are asked for"
     assert soft_embedding(masses[:0], scale[:0], table).shape == (0, 32)
 
 

@@ -257,6 +257,8 @@ def test_says_what_it_does_not_support(device: torch.device) -> None:
     uncapped = vocab_head(hidden, weight, softcap=None, temperature=1.0)
     assert report()["vocab_head"] == "triton"
     assert_same(vocab_head_reference(hidden, weight, softcap=None, temperature=1.0), uncapped)
+    vocab_head(hidden, weight.clone().requires_grad_(), **options())
+    assert report()["vocab_head"] == "reference: gradients are asked for"
     none = vocab_head(hidden[:0], weight, **options())
     assert none.argmax.shape == (0,)
     vocab_head(hidden.T.contiguous().T, weight, **options())

@@ -40,7 +40,8 @@ def soft_embedding(
         return twin()
     from . import kernel
 
-    reason = why_not_these(masses) or kernel.why_not(masses, mass_scale, table)
+    given = (masses, table) if isinstance(table, Tensor) else (masses,)
+    reason = why_not_these(*given) or kernel.why_not(masses, mass_scale, table)
 
     def launched() -> Tensor:
         assert isinstance(table, Tensor)

@@ -69,7 +69,8 @@ def vocab_head(
         return twin()
     from . import kernel
 
-    reason = why_not_these(hidden) or kernel.why_not(
+    given = (hidden, weight) if isinstance(weight, Tensor) else (hidden,)
+    reason = why_not_these(*given) or kernel.why_not(
         hidden,
         weight,
         softcap=softcap,
