@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma_kernels import residual_norm
+from dgemma_kernels import residual_norm, soft_embedding
 
 from .attention import Attention, Rotary, build_rotary
 from .cache import KVCache
@@ -355,8 +355,13 @@ class DiffusionGemma(nn.Module):
         embeddings, soft_embeddings = self._embed(canvas), None
         if self_conditioning_logits is not None:
             table = self.embed_tokens.weight
-            probabilities = self_conditioning_logits.softmax(dim=-1, dtype=torch.float32)
-            soft_embeddings = (probabilities.to(table.dtype) @ table) * self._embedding_scale()
+            soft_embeddings = soft_embedding(
+                self_conditioning_logits.flatten(0, 1),
+                None,
+                table,
+                embedding_scale=self.config.hidden_size**0.5,
+            )
+            soft_embeddings = soft_embeddings.view(*self_conditioning_logits.shape[:2], -1)
             if slots is not None:  # where there is certainty, the mean embedding is the token's own
                 index = slots[..., None].expand_as(soft_embeddings)
                 soft_embeddings = embeddings.scatter(1, index, soft_embeddings)

@@ -35,8 +35,8 @@ def test_a_pass_with_kernels_is_the_plain_pass(
         expected = model.denoise_logits(canvas, cache, before, slots)
     request.getfixturevalue("kernels")
     actual = model.denoise_logits(canvas, cache, before, slots)
-    for op in ("canvas_attention", "qk_norm_rope", "residual_norm", "rms_norm"):
-        assert report()[op] == "triton"
+    ops = ("canvas_attention", "qk_norm_rope", "residual_norm", "rms_norm", "soft_embedding")
+    assert {report()[op] for op in ops} == {"triton"}
     assert_close("logits", expected, actual, LOGITS)
 
 
