@@ -59,8 +59,8 @@ def assert_same(expected: AcceptedStep, actual: AcceptedStep) -> None:
     assert_close("mean_entropy", expected.mean_entropy, actual.mean_entropy)
 
 
-@pytest.mark.parametrize("bound", [1e-3, 0.1, 5.0])
-@pytest.mark.parametrize(("batch", "num_slots"), [(1, 1), (4, 17), (7, 64), (2, 256)])
+@pytest.mark.parametrize("bound", [0.1, 5.0])
+@pytest.mark.parametrize(("batch", "num_slots"), [(1, 1), (4, 17), (3, 64), (1, 256)])
 @pytest.mark.usefixtures("kernels")
 def test_equals_its_twin(batch: int, num_slots: int, bound: float, device: torch.device) -> None:
     """Accepted, noisy and finished canvases; a floor under the accepted; in place or not."""

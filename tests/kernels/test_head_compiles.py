@@ -47,10 +47,3 @@ def test_what_a_gpu_takes_fits_and_spills_nothing(arch: int) -> None:
                 after[index] = jobs[1:]
         left = after
     assert len(taken) == len(kernels(arch))
-
-
-def test_one_kernel_compiles() -> None:
-    """The attention of a full layer for sm_90, which a bare pytest can afford."""
-    (result,) = compile_kernels([(attention_jobs(512, num_tokens=64, num_splits=8)[0], 90)])
-    assert result.spills == 0
-    assert result.shared_bytes <= SHARED_LIMIT[90]

@@ -102,7 +102,7 @@ def heads(
 @DTYPES
 @pytest.mark.parametrize(
     ("batch", "tokens", "counts", "size"),
-    [(1, 1, (1, 1), 2), (2, 3, (4, 2), 16), (1, 5, (2, 1), 256), (1, 2, (8, 1), 512)],
+    [(1, 1, (1, 1), 2), (2, 3, (2, 1), 16), (1, 2, (2, 1), 256), (1, 1, (3, 1), 512)],
 )
 @pytest.mark.usefixtures("kernels")
 def test_qk_norm_rope_equals_its_twin(
@@ -153,6 +153,7 @@ def test_qk_norm_rope_says_what_it_does_not_support(device: torch.device) -> Non
     assert actual.value is cache[1]
 
 
+@pytest.mark.slow
 def test_torch_compile_traces_the_twins() -> None:
     """In one graph: training compiles whole layers, in which a break would cost what it saves."""
 
