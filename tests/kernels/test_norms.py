@@ -78,6 +78,8 @@ def test_residual_norm_says_what_it_does_not_support(device: torch.device) -> No
     assert report()["residual_norm"] == "reference: a scalar for each row"
     expected = residual_norm_reference(residual, hidden, weight, EPS, scalar=scalar)
     assert_close("twin", expected[0], actual[0])
+    residual_norm(residual, hidden, weight, EPS, scalar=torch.ones(1).double().to(device))
+    assert report()["residual_norm"] == "reference: a scalar in torch.float64"
     residual_norm(residual, hidden, weight, EPS, next_weights=[None] * 4)
     assert report()["residual_norm"] == "reference: 4 following norms"
 
@@ -151,6 +153,9 @@ def test_qk_norm_rope_says_what_it_does_not_support(device: torch.device) -> Non
     expected = qk_norm_rope_reference(query, key, value, *rest, EPS)
     assert_close("key", expected.key, cache[0])
     assert actual.value is cache[1]
+    query, key, value, *rest = heads(torch.bfloat16, device, 1, 2, (2, 1), 16)
+    qk_norm_rope(query, key, value, *rest[:2], rest[2].float(), rest[3].float(), EPS)
+    assert report()["qk_norm_rope"].startswith("reference: projections, angles or a cache")
 
 
 @pytest.mark.slow

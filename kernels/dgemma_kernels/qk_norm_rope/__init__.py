@@ -55,7 +55,7 @@ def qk_norm_rope(
     reason = why_not_these(query, key, value, query_weight, key_weight, cos, sin)
     return attempt(
         "qk_norm_rope",
-        reason or kernel.why_not(query, key, value, into),
+        reason or kernel.why_not(query, key, value, cos, into),
         lambda: kernel.qk_norm_rope_kernel(
             query, key, value, query_weight, key_weight, cos, sin, eps, into=into
         ),

@@ -188,16 +188,16 @@ def qk_norm_rope_kernel(
 
 
 def why_not(
-    query: Tensor, key: Tensor, value: Tensor, into: tuple[Tensor, Tensor] | None
+    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, into: tuple[Tensor, Tensor] | None
 ) -> str | None:
     """Why the kernel does not support these arguments; None if it does."""
     size = query.shape[-1]
-    tensors = (query, key, value, *(into or ()))
+    tensors = (query, key, value, cos, *(into or ()))
     if size & (size - 1) or size < 2:
         return f"heads of {size} channels"
     if any(tensor.dtype != query.dtype for tensor in tensors):
-        return "projections of different dtypes"
-    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        return "projections, angles or a cache of different dtypes"
+    if any(tensor.stride(-1) != 1 for tensor in (query, key, value, *(into or ()))):
         return "channels that do not lie side by side"
     if query.numel() == 0:
         return "no tokens"

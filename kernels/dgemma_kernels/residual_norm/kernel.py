@@ -118,6 +118,8 @@ def why_not(
         return "a residual of another dtype"
     if scalar is not None and scalar.numel() != 1:
         return "a scalar for each row"
+    if scalar is not None and scalar.dtype != hidden.dtype:
+        return f"a scalar in {scalar.dtype}"
     if len(next_weights) > MOST_FOLLOWING:
         return f"{len(next_weights)} following norms"
     return None
