@@ -33,6 +33,22 @@ class Projections(NamedTuple):
     value: Tensor
 
 
+class Prefix(NamedTuple):
+    """What a canvas may read of the prefix in one layer; see `dgemma_kernels.canvas_attention`.
+
+    Attributes:
+        key: (B or 1, G, S, K), what `KVCache.canvas_keys` shows, or a whole buffer.
+        value: as `key`.
+        length: (1,) int32, how many of the S keys count; None for all.
+        window: how many of these are seen at most; None for all.
+    """
+
+    key: Tensor
+    value: Tensor
+    length: Tensor | None = None
+    window: int | None = None
+
+
 class Attention(nn.Module):
     """q, k, v and output projections with query and key norms, named as in the checkpoint."""
 
@@ -79,7 +95,12 @@ class Attention(nn.Module):
         return self._project_back(attention(query, key, value, mask))
 
     def attend_canvas(
-        self, query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: Prefix,
+        canvas_length: Tensor | None = None,
     ) -> Tensor:
         """As `attend`, from a canvas over a prefix of the cache and itself, with no mask.
 
@@ -87,12 +108,22 @@ class Attention(nn.Module):
             query: (B, H, M, K), all positions of the canvas or some.
             key: (B, G, C, K), of the canvas.
             value: as `key`.
-            prefix_key: (B or 1, G, S, K), what `KVCache.canvas_keys` shows.
-            prefix_value: as `prefix_key`.
+            prefix: what the canvas reads of the cache.
+            canvas_length: (1,) int32, how many of the C keys count; None for all.
         Returns:
             (B, M, D).
         """
-        return self._project_back(canvas_attention(query, prefix_key, prefix_value, key, value))
+        heads = canvas_attention(
+            query,
+            prefix.key,
+            prefix.value,
+            key,
+            value,
+            prefix_length=prefix.length,
+            window=prefix.window,
+            canvas_length=canvas_length,
+        )
+        return self._project_back(heads)
 
     def _project_back(self, heads: Tensor) -> Tensor:
         output: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))

@@ -124,6 +124,17 @@ class KVCache:
         """
         return self.prefix(layer_index, self._length, batch_size)
 
+    def buffers(self, layer_index: int) -> tuple[Tensor, Tensor]:
+        """The whole memory of one layer, (B, G, capacity, K) twice; `num_held` tokens count.
+
+        It stays where it is until more tokens are written than it has room for.
+        """
+        return self._keys[layer_index], self._values[layer_index]
+
+    def num_held(self, layer_index: int) -> int:
+        """How many tokens one layer holds, the last ones of the prefix."""
+        return self._length - self._starts[layer_index]
+
     def prefix(self, layer_index: int, length: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Keys and values (batch_size, G, S', K) of the `visible` of the first `length` tokens."""
         assert 0 <= length <= self._length, (length, self._length)

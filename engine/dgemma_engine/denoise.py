@@ -22,7 +22,7 @@ from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
 from .model import DiffusionGemma
-from .sampler import accept, draw, noise
+from .sampler import Randoms, accept, draw, noise
 from .schedule import min_accepted, noise_proportion, temperature
 from .stopping import StoppingCriterion
 from .types import CancellationToken, StopReason
@@ -79,6 +79,7 @@ def denoise(
     *,
     initial: Tensor | None = None,
     first_step: int = 0,
+    randoms: Randoms | None = None,
 ) -> Generator[DenoisingStep, Tensor | None, None]:
     """Denoise a canvas, one step per item, until every row has finished or the steps run out.
 
@@ -95,6 +96,7 @@ def denoise(
         cancel: looked at before every pass.
         initial: (B, C) int64, what the holes hold at the start; None for noise.
         first_step: of the schedule; an `initial` that is half text begins half way.
+        randoms: all noise and draws, in the place of the generator; for tests.
     Yields:
         each step, the last one with `stop_reason` set (`MAX_STEPS` if no criterion was met).
     Raises:
@@ -105,7 +107,10 @@ def denoise(
     vocab_size = model.config.vocab_size
     shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
     num_slots = canvas.hole_mask.sum(dim=-1)  # (B,)
-    token_ids = noise(shape, vocab_size, generator) if initial is None else initial
+    if initial is not None:
+        token_ids = initial
+    else:
+        token_ids = noise(shape, vocab_size, generator) if randoms is None else randoms.initial
     self_conditioning_logits: Tensor | None = None
     previous: DenoisingStep | None = None
     is_finished = torch.zeros(shape[0], dtype=torch.bool, device=model.device)
@@ -119,7 +124,10 @@ def denoise(
         logits = model.denoise_logits(token_ids, cache, self_conditioning_logits, slots)
         logits = part.restrict(logits / temperature(step, config))  # (B, M, V)
         argmax = logits.argmax(dim=-1)
-        candidates = argmax if config.candidates == "argmax" else draw(logits, generator)
+        if config.candidates == "argmax":
+            candidates = argmax
+        else:
+            candidates = draw(logits, generator) if randoms is None else randoms.draw(step, logits)
         floor = None
         if config.min_accept:
             # Clamped positions among the M have no entropy and are accepted first.
@@ -133,7 +141,7 @@ def denoise(
             )
         accepted, entropy = accept(logits, entropy_bound=config.entropy_bound, min_accepted=floor)
         confidence = logits.softmax(dim=-1).gather(-1, argmax[..., None]).squeeze(-1)
-        fresh = noise(shape, vocab_size, generator)
+        fresh = noise(shape, vocab_size, generator) if randoms is None else randoms.fresh[step]
         certain = torch.zeros(shape, device=model.device)
         candidates = canvas.token_ids.scatter(1, slots, candidates)  # from here on (B, C) again
         argmax = canvas.token_ids.scatter(1, slots, argmax)
@@ -178,6 +186,7 @@ def denoise(
             canvas, part = canvas.select(rows), part.select(rows)
             slots, num_slots, is_finished = slots[rows], num_slots[rows], is_finished[rows]
             token_ids, previous = token_ids[rows], previous.select(rows)
+            randoms = None if randoms is None else randoms.select(rows)
             self_conditioning_logits = self_conditioning_logits[rows]
             shape = (len(rows), shape[1])
             for criterion in criteria:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .canvas import Canvas
 from .config import SamplerConfig
-from .denoise import DenoisingStep, denoise
+from .denoise import DenoisingStep
 from .errors import RequestError
+from .loops import Denoiser
 from .model import DiffusionGemma
 from .stopping import StableAndConfident, StoppingCriterion
 
@@ -37,6 +38,7 @@ def generate(
     cache = model.prefill(token_ids)
     sequence = token_ids
     is_finished = torch.zeros(token_ids.shape[0], dtype=torch.bool, device=model.device)
+    denoise = Denoiser(model)
     num_canvases = math.ceil(max_new_tokens / length)
     for index in range(num_canvases):
         if index > 0:
@@ -46,7 +48,7 @@ def generate(
             StableAndConfident(sampler.stability_threshold, sampler.confidence_threshold)
         ]
         last: DenoisingStep | None = None
-        for last in denoise(model, cache, canvas, sampler, generator, criteria):  # noqa: B007
+        for last in denoise(cache, canvas, sampler, generator, criteria):  # noqa: B007
             pass
         assert last is not None  # max_denoising_steps is at least 1
         block, has_ended = _pad_after_end(last.argmax_canvas, eos, sampler.pad_token_id)

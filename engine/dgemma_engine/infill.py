@@ -25,11 +25,12 @@ from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs
 from .config import SamplerConfig
 from .copying import copy_from_context
-from .denoise import DenoisingStep, denoise
+from .denoise import DenoisingStep
 from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
 from .errors import CheckpointError, OutOfMemory, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
+from .loops import Denoiser
 from .machine import free_memory
 from .memory import QUANTIZATIONS, memory_plan
 from .model import DiffusionGemma
@@ -151,7 +152,8 @@ class DiffusionEngine:
         self.caches = PrefixCaches(model)
         self._judge = Judge(model, tokenizer)
         self._texts = Texts(tokenizer, strategy)
-        self._together = Together(model, strategy, self._texts, self._judge)
+        self._denoise = Denoiser(model)
+        self._together = Together(model, self._denoise, strategy, self._texts, self._judge)
         self._lock = threading.Lock()
         self._serve("")
 
@@ -504,8 +506,7 @@ class DiffusionEngine:
         done = Draft([], [], [], [], has_ended=False)
         while True:
             reason, last = StopReason.MAX_STEPS, None
-            steps = denoise(
-                self.model,
+            steps = self._denoise(
                 cache,
                 canvas,
                 config,
@@ -578,8 +579,7 @@ class DiffusionEngine:
         num_steps = config.max_denoising_steps
         reason, num_passes = StopReason.MAX_STEPS, 1
         last: DenoisingStep | None = None
-        for last in denoise(
-            self.model,
+        for last in self._denoise(
             cache,
             canvas,
             config,
@@ -663,7 +663,7 @@ class DiffusionEngine:
     ) -> Canvas:
         """One pass over all candidate lengths; the rows that promise most."""
         once = dataclasses.replace(config, max_denoising_steps=1)
-        (step,) = denoise(self.model, cache, canvas, once, generator, [], cancel)
+        (step,) = self._denoise(cache, canvas, once, generator, [], cancel)
         scores = mean_log_confidence(step, canvas)
         best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
         return canvas.select(best)

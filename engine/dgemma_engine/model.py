@@ -6,13 +6,15 @@ knows ids and tensors; noise, acceptance and stopping are in `denoise.py`, text 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma_kernels import residual_norm, soft_embedding
 
-from .attention import Attention, Rotary, build_rotary
+from .attention import Attention, Prefix, Rotary, build_rotary
 from .cache import KVCache
 from .config import LayerConfig, ModelConfig, SamplerConfig
 from .errors import ContextTooLong, RequestError
@@ -289,21 +291,45 @@ class DiffusionGemma(nn.Module):
         self._check_token_ids(canvas)
         batch_size, canvas_length = canvas.shape
         hidden = self._embed_canvas(canvas, self_conditioning_logits, slots)
-        end = cache.length + canvas_length
-        positions = torch.arange(cache.length, end, device=canvas.device)[None]
-        rotaries = self._rotaries(positions, hidden.dtype)
+        rotaries = self.rotaries(cache.length, canvas_length)
+        hidden = self.canvas_hidden(
+            hidden, rotaries, lambda index: Prefix(*cache.canvas_keys(index, batch_size)), slots
+        )
+        return self.logits(hidden)
+
+    def canvas_hidden(
+        self,
+        hidden: Tensor,
+        rotaries: Mapping[LayerConfig, Rotary],
+        prefix: Callable[[int], Prefix],
+        slots: Tensor | None = None,
+        canvas_length: Tensor | None = None,
+    ) -> Tensor:
+        """All layers over a canvas that is embedded.
+
+        Args:
+            hidden: (B, C, D).
+            rotaries: of the canvas' positions, for each kind of layer.
+            prefix: what each layer reads of the prefix, by its index.
+            slots: (B, M) int64, the positions that are asked about; None for all.
+            canvas_length: (1,) int32, how many of the C positions the canvas has, if it lies in a
+                longer buffer; None for all.
+        Returns:
+            (B, C, D), or (B, M, D) with `slots`: for `logits`.
+        """
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             normed = layer.input_layernorm(hidden)
             query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
-            prefix_keys, prefix_values = cache.canvas_keys(index, batch_size)
             if slots is not None and index == len(self.layers) - 1:
                 # Nothing reads what the last layer makes of the other positions but their keys.
                 hidden = _at(hidden, slots)  # (B, M, D)
                 query = _at(query.transpose(1, 2), slots).transpose(1, 2)  # (B, H, M, K)
-            attended = layer.self_attn.attend_canvas(query, key, value, prefix_keys, prefix_values)
+            attended = layer.self_attn.attend_canvas(
+                query, key, value, prefix(index), canvas_length
+            )
             hidden = layer.finish(hidden, attended, layer.layer_scalar)
-        return self.logits(hidden)
+        return hidden
 
     def forward_joint(
         self,
@@ -378,7 +404,7 @@ class DiffusionGemma(nn.Module):
         self_conditioning_logits: Tensor | None,
         slots: Tensor | None = None,
     ) -> Tensor:
-        embeddings, soft_embeddings = self._embed(canvas), None
+        soft_embeddings = None
         if self_conditioning_logits is not None:
             table = self.embed_tokens.weight
             soft_embeddings = soft_embedding(
@@ -388,14 +414,37 @@ class DiffusionGemma(nn.Module):
                 embedding_scale=self.config.hidden_size**0.5,
             )
             soft_embeddings = soft_embeddings.view(*self_conditioning_logits.shape[:2], -1)
-            if slots is not None:  # where there is certainty, the mean embedding is the token's own
-                index = slots[..., None].expand_as(soft_embeddings)
-                soft_embeddings = embeddings.scatter(1, index, soft_embeddings)
+        return self.embed_canvas(canvas, soft_embeddings, slots)
+
+    def embed_canvas(
+        self, canvas: Tensor, soft_embeddings: Tensor | None, slots: Tensor | None = None
+    ) -> Tensor:
+        """What goes into the first layer.
+
+        Args:
+            canvas: (B, C) int64.
+            soft_embeddings: (B, C, D), the scaled mean embeddings under the previous pass's
+                probabilities, or (B, M, D) with `slots`; None in the first pass.
+            slots: (B, M) int64, where these are; the others are certain of their tokens.
+        Returns:
+            (B, C, D).
+        """
+        embeddings = self._embed(canvas)
+        if soft_embeddings is not None and slots is not None:
+            # Where there is certainty, the mean embedding is the token's own.
+            index = slots[..., None].expand_as(soft_embeddings)
+            soft_embeddings = embeddings.scatter(1, index, soft_embeddings)
         return self.self_conditioning.combine(embeddings, soft_embeddings)
 
     def _embedding_scale(self) -> Tensor:
         """sqrt(D), rounded to the weights' dtype as the published model rounds it."""
-        return torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
+        # Filled on the device: while a CUDA graph is captured nothing may be copied to it.
+        return torch.full((), self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
+
+    def rotaries(self, start: int, length: int) -> dict[LayerConfig, Rotary]:
+        """The angles of so many positions from `start` on, for each kind of layer."""
+        positions = torch.arange(start, start + length, device=self.device)[None]
+        return self._rotaries(positions, self.dtype)
 
     def _rotaries(self, position_ids: Tensor, dtype: torch.dtype) -> dict[LayerConfig, Rotary]:
         return {

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgemma_kernels.vocab_head.reference import draw_reference
+
 
 class Acceptance(NamedTuple):
     """mask (B, C) bool, True where a candidate is accepted; entropy (B, C) float32, nats."""
@@ -64,3 +66,46 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 def noise(shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> Tensor:
     """Uniform noise over the whole vocabulary, special tokens included: (B, C) int64."""
     return torch.randint(0, vocab_size, shape, generator=generator, device=generator.device)
+
+
+class Randoms(NamedTuple):
+    """All that is random in one denoising, drawn before it: B canvases of C positions, N steps.
+
+    Attributes:
+        initial: (B, C) int64, the noise that it begins with.
+        draws: (N, B, M, 2) float32 in [0, 1), by which each step draws at the M slots; see
+            `dgemma_kernels.vocab_head`.
+        fresh: (N, B, C) int64, each step's noise for what is not accepted.
+    """
+
+    initial: Tensor
+    draws: Tensor
+    fresh: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        generator: torch.Generator,
+        *,
+        num_steps: int,
+        shape: tuple[int, int],
+        num_slots: int,
+        vocab_size: int,
+    ) -> Randoms:
+        """Drawn on the generator's device, in the order of the attributes."""
+        batch_size, length = shape
+        initial = noise(shape, vocab_size, generator)
+        draws = torch.rand(
+            (num_steps, batch_size, num_slots, 2), generator=generator, device=generator.device
+        )
+        fresh = noise((num_steps * batch_size, length), vocab_size, generator)
+        return cls(initial, draws, fresh.view(num_steps, batch_size, length))
+
+    def draw(self, step: int, logits: Tensor) -> Tensor:
+        """One token a slot: (B, M, V) float32 to (B, M) int64."""
+        probability = logits.softmax(dim=-1).flatten(0, 1)
+        return draw_reference(probability, self.draws[step].flatten(0, 1)).view(logits.shape[:2])
+
+    def select(self, rows: Tensor) -> Randoms:
+        """Those of some rows: (N,) int64."""
+        return Randoms(self.initial[rows], self.draws[:, rows], self.fresh[:, rows])

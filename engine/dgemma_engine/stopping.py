@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,41 @@ class StoppingCriterion(Protocol):
         ...
 
 
+class StopNumbers(NamedTuple):
+    """What the criteria of this module test, in numbers, for a loop that tests it by itself.
+
+    Attributes:
+        stability_threshold: of `StableAndConfident`; None without it.
+        confidence_threshold: nats.
+        stable_text_passes: of `StableText`; None without it.
+        end_token_ids: where a text ends.
+    """
+
+    stability_threshold: int | None = None
+    confidence_threshold: float = 0.0
+    stable_text_passes: int | None = None
+    end_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, criteria: Sequence[StoppingCriterion]) -> StopNumbers | None:
+        """Those of some criteria; None if any of them is another, or in another order."""
+        numbers = cls()
+        kinds = [type(criterion) for criterion in criteria]
+        if kinds not in ([], [StableAndConfident], [StableText], [StableAndConfident, StableText]):
+            return None
+        for criterion in criteria:
+            if isinstance(criterion, StableAndConfident):
+                numbers = numbers._replace(
+                    stability_threshold=criterion.stability_threshold,
+                    confidence_threshold=criterion.confidence_threshold,
+                )
+            elif isinstance(criterion, StableText):
+                numbers = numbers._replace(
+                    stable_text_passes=criterion.num_passes, end_token_ids=criterion.end_token_ids
+                )
+        return numbers
+
+
 class StableAndConfident:
     """The checkpoint's own rule: nothing changed for some steps, and the mean entropy is low.
 
@@ -44,14 +79,14 @@ class StableAndConfident:
     reason = StopReason.CONVERGED
 
     def __init__(self, stability_threshold: int, confidence_threshold: float) -> None:
-        self._stability_threshold = stability_threshold
-        self._confidence_threshold = confidence_threshold
+        self.stability_threshold = stability_threshold
+        self.confidence_threshold = confidence_threshold
         self._history: list[Tensor] = []
 
     def __call__(self, argmax_canvas: Tensor, entropy: Tensor, hole_mask: Tensor) -> Tensor:
-        stable = _unchanged(self._history, argmax_canvas, self._stability_threshold)
+        stable = _unchanged(self._history, argmax_canvas, self.stability_threshold)
         mean_entropy = (entropy * hole_mask).sum(-1) / hole_mask.sum(-1)
-        return stable & (mean_entropy < self._confidence_threshold)
+        return stable & (mean_entropy < self.confidence_threshold)
 
     def select(self, rows: Tensor) -> None:
         self._history = [earlier[rows] for earlier in self._history]
@@ -63,18 +98,21 @@ class StableText:
     reason = StopReason.STABLE
 
     def __init__(self, num_passes: int, end_token_ids: Sequence[int]) -> None:
-        self._num_passes = num_passes
-        self._end_token_ids = torch.tensor(list(end_token_ids))
+        self.num_passes = num_passes
+        self.end_token_ids = tuple(end_token_ids)
         self._history: list[Tensor] = []
 
     def __call__(self, argmax_canvas: Tensor, entropy: Tensor, hole_mask: Tensor) -> Tensor:
-        is_end = torch.isin(argmax_canvas, self._end_token_ids.to(argmax_canvas.device)) & hole_mask
+        end_token_ids = torch.tensor(
+            self.end_token_ids, dtype=torch.int64, device=argmax_canvas.device
+        )
+        is_end = torch.isin(argmax_canvas, end_token_ids) & hole_mask
         ends = is_end.cumsum(dim=-1)
         # Those of the holes before do not count: every clamped position begins anew.
         earlier = ends.masked_fill(hole_mask, 0).cummax(dim=-1).values
         after_end = ends > earlier
         text = argmax_canvas.masked_fill(after_end & hole_mask, -1)
-        return _unchanged(self._history, text, self._num_passes)
+        return _unchanged(self._history, text, self.num_passes)
 
     def select(self, rows: Tensor) -> None:
         self._history = [earlier[rows] for earlier in self._history]

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 
 from .cache import KVCache
-from .denoise import DenoisingStep, denoise
+from .denoise import DenoisingStep
 from .drafts import Draft, read_draft
 from .judge import Judge
+from .loops import Denoiser
 from .model import DiffusionGemma
 from .revise import first_step_of, renoised
 from .stopping import criteria
@@ -41,9 +42,15 @@ class Together:
     """Fills the holes of a plan."""
 
     def __init__(
-        self, model: DiffusionGemma, strategy: InfillStrategy, texts: Texts, judge: Judge
+        self,
+        model: DiffusionGemma,
+        denoiser: Denoiser,
+        strategy: InfillStrategy,
+        texts: Texts,
+        judge: Judge,
     ) -> None:
         self._model = model
+        self._denoise = denoiser
         self._strategy = strategy
         self._texts = texts
         self._judge = judge
@@ -75,8 +82,7 @@ class Together:
             )
             first_step, num_passes = first_step_of(request.strength, num_steps), 1
         reason, drafts = StopReason.MAX_STEPS, []
-        for step in denoise(
-            self._model,
+        for step in self._denoise(
             cache,
             plan.canvas,
             config,

@@ -122,7 +122,7 @@ def attempt(
             _report[op] = Backend.TRITON.value
             return result
         except Exception as error:
-            if not _is_of_the_machine(error):
+            if not _is_of_the_machine(error) or _is_capturing():
                 raise
             why_not = _failed[op] = f"{type(error).__name__}: {error}"
             _log.warning("%s runs without its kernel: %s", op, why_not)
@@ -136,6 +136,11 @@ def _is_of_the_machine(error: Exception) -> bool:
         return True
     is_memory = isinstance(error, torch.OutOfMemoryError)
     return not is_memory and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: what fails there may well run outside."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def why_not_these(*tensors: Tensor) -> str | None:

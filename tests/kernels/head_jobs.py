@@ -25,7 +25,7 @@ def head_jobs(num_rows: int, arch: int, weight: str = "*bf16") -> list[Job]:
     signature = {
         **dict.fromkeys(("hidden", "masses"), "*bf16"),
         "weight": weight,
-        **dict.fromkeys(("rows", "clamped_ids"), "*i64"),
+        **dict.fromkeys(("rows", "clamped_ids", "holes"), "*i64"),
         **dict.fromkeys(("banned", "first_allowed", "is_first"), "*u8"),
         **dict.fromkeys(("temperature", "draws", "tile_maximum", "tile_sum"), "*fp32"),
         **dict.fromkeys(("tile_moment", "tile_mass"), "*fp32"),
@@ -80,9 +80,9 @@ def attention_jobs(size: int, num_tokens: int, num_splits: int) -> list[Job]:
     names = ("query", "prefix_key", "prefix_value", "key", "value")
     signature = {
         **dict.fromkeys(names, "*bf16"),
-        "prefix_length": "*i32",
+        **dict.fromkeys(("prefix_length", "canvas_length"), "*i32"),
         "output": "*fp32" if num_splits > 1 else "*bf16",
-        **dict.fromkeys(("num_queries", "prefix_capacity", "canvas_length", "window"), "i32"),
+        **dict.fromkeys(("num_queries", "prefix_capacity", "canvas_capacity", "window"), "i32"),
         **dict.fromkeys(strides, "i32"),
     }
     fixed = {

@@ -120,6 +120,29 @@ def test_counts_a_length_that_lies_on_the_device(
     assert_close("length", expected, actual)
 
 
+@pytest.mark.parametrize("length", [1, 16, 39])
+@pytest.mark.usefixtures("kernels")
+def test_counts_a_canvas_in_a_longer_buffer(length: int, device: torch.device) -> None:
+    """Keys behind the canvas are never touched; rows behind it are computed like others."""
+    query, prefix_key, prefix_value, key, value = random_inputs(
+        Shape(B=2, H=4, G=2, M=5, C=40, S=70), torch.float32, device
+    )
+    key[:, :, length:] = float("nan")
+    value[:, :, length:] = float("nan")
+    filled = torch.tensor([length], dtype=torch.int32, device=device)
+    actual = canvas_attention(
+        query, prefix_key, prefix_value, key, value, window=30, canvas_length=filled
+    )
+    assert report()["canvas_attention"] == "triton"
+    given = (key[:, :, :length], value[:, :, :length])
+    expected = canvas_attention_reference(query, prefix_key, prefix_value, *given, window=30)
+    assert_close("canvas", expected, actual)
+    twin = canvas_attention_reference(
+        query, prefix_key, prefix_value, key, value, window=30, canvas_length=filled
+    )
+    assert torch.equal(twin, expected)
+
+
 @pytest.mark.usefixtures("kernels")
 def test_large_scores_do_not_overflow(device: torch.device) -> None:
     """Scores have no 1 / sqrt(K) here: hundreds are ordinary, and one key takes it all."""

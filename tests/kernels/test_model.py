@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from dgemma_engine.canvas import Canvas
-from dgemma_engine.sampler import accept
+from dgemma_engine.config import SamplerConfig
+from dgemma_engine.denoise import denoise
+from dgemma_engine.device_loop import DeviceLoop
+from dgemma_engine.device_pass import Size
+from dgemma_engine.sampler import Randoms, accept
+from dgemma_engine.stopping import StableAndConfident, StableText
 from dgemma_kernels import TokenRules, rms_norm, soft_embedding, vocab_head
 from dgemma_kernels.backend import Backend, report, use_backend
 from dgemma_kernels.testing import Tolerance, assert_close
@@ -76,3 +81,44 @@ def test_the_head_says_what_the_loop_computes(device: torch.device) -> None:
     soft = soft_embedding(head.masses, head.mass_scale, table)
     assert report()["soft_embedding"] == "triton"
     assert_close("soft embedding", mean.flatten(0, 1), soft, LOGITS)
+
+
+@torch.no_grad()
+def test_the_loop_on_the_device_is_the_plain_loop(
+    device: torch.device, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every op of a pass by its kernel, over a canvas of two holes and a prefix."""
+    layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    model = build_model(head_dim=16, vocab_size=150, num_experts=2, **layers).to(device)
+    config = SamplerConfig(
+        max_denoising_steps=3, entropy_bound=4.0, min_accept=True, stable_text_passes=2
+    )
+    generator = torch.Generator(device).manual_seed(1)
+    hole = torch.tensor([[0, 1, 1, 0, 1, 0]], dtype=torch.bool, device=device)
+    ids = torch.randint(0, 150, (1, 6), generator=generator, device=device)
+    starts = torch.tensor([[0, 1, 0, 0, 2, 0]], device=device)
+    allowed = torch.rand((2, 150), generator=generator, device=device) < 0.1
+    banned = torch.rand(150, generator=generator, device=device) < 0.2
+    canvas = Canvas(ids, hole, banned, allowed, starts)
+    randoms = Randoms.of(generator, num_steps=3, shape=(1, 6), num_slots=3, vocab_size=150)
+    with use_backend(Backend.REFERENCE):
+        cache = model.prefill(torch.arange(40, device=device)[None])
+        given = (cache, canvas, config, generator)
+        expected = list(denoise(model, *given, _criteria(config), randoms=randoms))
+    request.getfixturevalue("kernels")
+    small = Size(rows=1, canvas=8, slots=4, holes=2, steps=4)  # larger ones take long here
+    monkeypatch.setattr(Size, "holding", lambda *_: small)
+    actual = list(DeviceLoop(model).denoise(*given, _criteria(config), randoms=randoms))
+    ops = ("canvas_attention", "moe_experts", "vocab_head", "soft_embedding", "entropy_accept")
+    assert {op: report()[op] for op in ops} == dict.fromkeys(ops, "triton")
+    for plain, step in zip(expected, actual, strict=True):
+        assert torch.equal(plain.canvas, step.canvas)
+        assert torch.equal(plain.argmax_canvas, step.argmax_canvas)
+        assert torch.equal(plain.accepted, step.accepted)
+        assert plain.stop_reason == step.stop_reason
+        assert_close("entropy", plain.entropy, step.entropy, Tolerance(1e-4, 1e-4))
+
+
+def _criteria(config: SamplerConfig) -> list[StableAndConfident | StableText]:
+    first = StableAndConfident(config.stability_threshold, config.confidence_threshold)
+    return [first, StableText(config.stable_text_passes, [5, 6])]

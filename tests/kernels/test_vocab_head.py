@@ -141,6 +141,29 @@ def test_keeps_to_the_rules(without: tuple[str, ...], device: torch.device) -> N
         assert not actual.masses[0][rules.banned].any()
 
 
+@pytest.mark.usefixtures("kernels")
+def test_every_hole_begins_in_its_own_way(device: torch.device) -> None:
+    """With several holes, each first slot is told what it may say; masses go where they shall."""
+    hidden, weight, draws = random_inputs((5, 300, 24), torch.float32, device)
+    allowed = torch.zeros((2, 300), dtype=torch.bool)
+    allowed[0, [7, 290]] = allowed[1, [8]] = True
+    rules = rules_for(device, 300, 5)._replace(
+        first_allowed=allowed.to(device),
+        is_first=torch.tensor([True, False, False, True, False], device=device),
+        holes=torch.tensor([1, -1, -1, 0, -1], device=device),
+    )
+    buffer = torch.empty((5, 300), device=device)
+    given = options(rules=rules, draws=draws, keep_masses=True)
+    actual = vocab_head(hidden, weight, **given, masses_into=buffer)
+    assert report()["vocab_head"] == "triton"
+    assert actual.masses is buffer
+    assert_same(vocab_head_reference(hidden, weight, **given), actual)
+    assert int(actual.argmax[0]) == 8
+    assert int(actual.argmax[3]) in (7, 290)
+    twin = vocab_head_reference(hidden, weight, **given, masses_into=buffer)
+    assert twin.masses is buffer
+
+
 def test_rules_are_the_canvass() -> None:
     """The twin restricts as `Canvas.restrict` does: clamped, first and other slots of a hole."""
     generator = torch.Generator().manual_seed(1)

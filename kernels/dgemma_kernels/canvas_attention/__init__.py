@@ -19,6 +19,7 @@ def canvas_attention(
     *,
     prefix_length: Tensor | None = None,
     window: int | None = None,
+    canvas_length: Tensor | None = None,
 ) -> Tensor:
     """Attend to the prefix and to the whole canvas, without a mask and with a scale of 1.
 
@@ -35,6 +36,7 @@ def canvas_attention(
         prefix_length: () or (1,) int32 on the device, how many of the S keys count; None for all. A
             cache of fixed size thus serves a captured CUDA graph while it fills.
         window: how many keys of the prefix are seen at most; None for all.
+        canvas_length: () or (1,) int32 on the device, how many of the C keys count; None for all.
     Returns:
         (B, H, M, K), dtype of `query`.
     Source: transformers 5.23 DiffusionGemmaDecoderTextAttention with `sdpa` over a DynamicCache.
@@ -49,6 +51,7 @@ def canvas_attention(
             value,
             prefix_length=prefix_length,
             window=window,
+            canvas_length=canvas_length,
         )
 
     if not wants_kernel("canvas_attention", query.device):
@@ -60,7 +63,7 @@ def canvas_attention(
         "canvas_attention",
         why_not_these(*tensors) or kernel.why_not(*tensors),
         lambda: kernel.canvas_attention_kernel(
-            *tensors, prefix_length=prefix_length, window=window
+            *tensors, prefix_length=prefix_length, window=window, canvas_length=canvas_length
         ),
         twin,
     )

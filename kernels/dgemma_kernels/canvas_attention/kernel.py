@@ -18,7 +18,7 @@ from ..triton_support import UPCAST, Blocks, launch, round_to
 
 
 # Lengths change with every keystroke: a kernel for each of their divisors would be compiled anew.
-@triton.jit(do_not_specialize=["num_queries", "prefix_capacity", "canvas_length", "window"])
+@triton.jit(do_not_specialize=["num_queries", "prefix_capacity", "canvas_capacity", "window"])
 def _canvas_attention_kernel(
     query,  # (B, H, M, K)
     prefix_key,  # (B or 1, G, S, K)
@@ -26,11 +26,12 @@ def _canvas_attention_kernel(
     key,  # (B, G, C, K)
     value,
     prefix_length,  # (1,) int32, or None for S
+    canvas_length,  # (1,) int32, or None for C
     output,  # (B, H, M, K), or (splits, B, H, M, K) float32
     normalizer,  # (splits, B, H, M) float32, or None with one split
     num_queries,
     prefix_capacity,
-    canvas_length,
+    canvas_capacity,
     window,
     query_batch_stride,
     query_head_stride,
@@ -77,11 +78,14 @@ def _canvas_attention_kernel(
     prefix_end = prefix_capacity
     if prefix_length is not None:
         prefix_end = tl.load(prefix_length).to(tl.int32)
+    canvas_end = canvas_capacity
+    if canvas_length is not None:
+        canvas_end = tl.load(canvas_length).to(tl.int32)
     prefix_start = 0
     if HAS_WINDOW:
         prefix_start = tl.maximum(prefix_end - window, 0)
     prefix_tiles = tl.cdiv(prefix_end - prefix_start, BLOCK_L)
-    num_tiles = prefix_tiles + tl.cdiv(canvas_length, BLOCK_L)
+    num_tiles = prefix_tiles + tl.cdiv(canvas_end, BLOCK_L)
     share = tl.cdiv(num_tiles, NUM_SPLITS)
     first = split * share
     last = tl.minimum(first + share, num_tiles)
@@ -102,7 +106,7 @@ def _canvas_attention_kernel(
         # One loop over both: with two, 64 x 512 rows spill 436 bytes of registers on sm_90.
         is_prefix = tile < prefix_tiles
         start = tl.where(is_prefix, prefix_start + tile * BLOCK_L, (tile - prefix_tiles) * BLOCK_L)
-        end = tl.where(is_prefix, prefix_end, canvas_length)
+        end = tl.where(is_prefix, prefix_end, canvas_end)
         key_rows = tl.where(is_prefix, prefix_keys, keys)
         value_rows = tl.where(is_prefix, prefix_values, values)
         key_stride = tl.where(is_prefix, prefix_key_row_stride, key_row_stride)
@@ -193,16 +197,19 @@ def canvas_attention_kernel(
     *,
     prefix_length: Tensor | None,
     window: int | None,
+    canvas_length: Tensor | None,
 ) -> Tensor:
     """Launch. Arguments as `dgemma_kernels.canvas_attention`; `why_not` lets them pass."""
     batch, num_heads, num_queries, size = query.shape
-    num_kv_heads, canvas_length = key.shape[1], key.shape[2]
+    num_kv_heads, canvas_capacity = key.shape[1], key.shape[2]
     group = num_heads // num_kv_heads
-    num_keys = canvas_length + min(prefix_key.shape[2], window or prefix_key.shape[2])
+    num_keys = canvas_capacity + min(prefix_key.shape[2], window or prefix_key.shape[2])
     shared = prefix_key.shape[0] == 1
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if prefix_length is not None:
         prefix_length = prefix_length.reshape(1)
+    if canvas_length is not None:
+        canvas_length = canvas_length.reshape(1)
 
     def run(blocks: Blocks) -> None:
         num_row_blocks = triton.cdiv(num_queries * group, blocks.rows)
@@ -225,11 +232,12 @@ def canvas_attention_kernel(
             key,
             value,
             prefix_length,
+            canvas_length,
             parts,
             normalizers,
             num_queries,
             prefix_key.shape[2],
-            canvas_length,
+            canvas_capacity,
             window or 0,
             *query.stride()[:3],
             0 if shared else prefix_key.stride(0),

@@ -17,6 +17,7 @@ def canvas_attention_reference(
     *,
     prefix_length: Tensor | None = None,
     window: int | None = None,
+    canvas_length: Tensor | None = None,
 ) -> Tensor:
     """See `dgemma_kernels.canvas_attention`."""
     end = prefix_key.shape[2] if prefix_length is None else int(prefix_length)
@@ -24,6 +25,8 @@ def canvas_attention_reference(
     batch = query.shape[0]
     seen_key = prefix_key[:, :, start:end].expand(batch, -1, -1, -1)
     seen_value = prefix_value[:, :, start:end].expand(batch, -1, -1, -1)
+    if canvas_length is not None:
+        key, value = key[:, :, : int(canvas_length)], value[:, :, : int(canvas_length)]
     return attention(
         query, torch.cat((seen_key, key), dim=2), torch.cat((seen_value, value), dim=2), mask=None
     )

@@ -23,6 +23,7 @@ def vocab_head(
     round_logits: bool = True,
     keep_masses: bool = False,
     keep_logits: bool = False,
+    masses_into: Tensor | None = None,
 ) -> HeadOutput:
     """Multiply by the vocabulary, softcap, divide by the temperature; say what a sampler asks for.
 
@@ -46,6 +47,8 @@ def vocab_head(
             before they become masses, as the published model does.
         keep_masses: whether to keep what is proportional to the probabilities.
         keep_logits: whether to write the logits.
+        masses_into: (N, V) in the dtype of `hidden`, contiguous: where kept masses are written;
+            None for a new tensor.
     Returns:
         see `HeadOutput`.
     Source: transformers 5.23 DiffusionGemmaForBlockDiffusion.forward and its sampler.
@@ -63,6 +66,7 @@ def vocab_head(
             round_logits=round_logits,
             keep_masses=keep_masses,
             keep_logits=keep_logits,
+            masses_into=masses_into,
         )
 
     if not wants_kernel("vocab_head", hidden.device):
@@ -92,6 +96,7 @@ def vocab_head(
             round_logits=round_logits,
             keep_masses=keep_masses,
             keep_logits=keep_logits,
+            masses_into=masses_into,
         ),
         twin,
     )

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..triton_support import UPCAST, Blocks, launch, round_to, tanh
 from ..weights import QuantizedWeight, WeightFormat
-from .reference import TILE, HeadOutput, TokenRules
+from .reference import LARGEST_LOGIT, TILE, HeadOutput, TokenRules
 
 _TILE = tl.constexpr(TILE)
 # exp(x) is a normal float32 from -87 to 88. Masses are exp(logit - shift) with |logit| at most
-# softcap / temperature, and their sum over 2^18 tokens has to stay finite too: this leaves 20 nats.
+# softcap / temperature, and their sum over 2^18 tokens has to stay finite too: with LARGEST_LOGIT
+# this leaves 20 nats.
 _LARGEST_EXPONENT = tl.constexpr(68.0)
-LARGEST_LOGIT = 77.0
 _NOTHING = tl.constexpr(-1000.0)  # its exponential is 0, and 0 times it is 0
 
 
@@ -33,9 +33,10 @@ def _head_tile_kernel(
     rows,  # (N,) int64, rows of `hidden`, or None
     temperature,  # (1,) float32
     banned,  # (V,) uint8, or None
-    first_allowed,  # (V,) uint8, or None
+    first_allowed,  # (V,) uint8, or (H, V), or None
     clamped_ids,  # (N,) int64, or None
     is_first,  # (N,) uint8, or None
+    holes,  # (N,) int64, rows of `first_allowed`, or None
     draws,  # (N, 2) float32, or None
     tile_maximum,  # (N, tiles) float32
     tile_argmax,  # (N, tiles) int32
@@ -100,8 +101,14 @@ def _head_tile_kernel(
         is_allowed = (is_banned == 0)[None, :]
     if first_allowed is not None:
         first = tl.load(is_first + row, mask=is_row, other=0) != 0
-        may_begin = tl.load(first_allowed + token, mask=is_token, other=0) != 0
-        is_allowed = tl.where(first[:, None], may_begin[None, :], is_allowed)
+        if holes is None:
+            may_begin = (tl.load(first_allowed + token, mask=is_token, other=0) != 0)[None, :]
+        else:
+            hole = tl.load(holes + row, mask=first, other=0)
+            at = hole[:, None] * vocab_size + token[None, :]
+            is_asked = first[:, None] & is_token[None, :]
+            may_begin = tl.load(first_allowed + at, mask=is_asked, other=0) != 0
+        is_allowed = tl.where(first[:, None], may_begin, is_allowed)
     if clamped_ids is not None:
         clamped = tl.load(clamped_ids + row, mask=is_row, other=-1)
         is_own = clamped[:, None] == token[None, :]
@@ -214,6 +221,7 @@ def vocab_head_kernel(
     round_logits: bool,
     keep_masses: bool,
     keep_logits: bool,
+    masses_into: Tensor | None,
 ) -> HeadOutput:
     """Launch both kernels. Arguments as `dgemma_kernels.vocab_head`; `why_not` lets them pass."""
     device = hidden.device
@@ -244,7 +252,9 @@ def vocab_head_kernel(
         part(torch.float32, keep_masses),
     )
     shape = (num_rows, vocab_size)
-    masses = torch.empty(shape, dtype=hidden.dtype, device=device) if keep_masses else None
+    masses = masses_into if keep_masses else None
+    if keep_masses and masses is None:
+        masses = torch.empty(shape, dtype=hidden.dtype, device=device)
     logits = torch.empty(shape, dtype=torch.float32, device=device) if keep_logits else None
 
     def run(blocks: Blocks) -> None:
@@ -258,6 +268,7 @@ def vocab_head_kernel(
             _bytes(rules.first_allowed) if has_first else None,
             _contiguous(rules.clamped_ids),
             _bytes(rules.is_first) if has_first else None,
+            _contiguous(rules.holes) if has_first else None,
             draws,
             *tiles,
             masses,

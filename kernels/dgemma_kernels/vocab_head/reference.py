@@ -14,6 +14,8 @@ from ..weights import QuantizedWeight
 # Draws go by tiles of the vocabulary: one uniform number chooses the tile, one the token in it. The
 # kernel's tiles are these, so that both forms draw the same token from the same numbers.
 TILE = 128
+# The largest softcap / temperature of which the kernel keeps masses in float32.
+LARGEST_LOGIT = 77.0
 
 
 class TokenRules(NamedTuple):
@@ -25,12 +27,15 @@ class TokenRules(NamedTuple):
             rows like the others.
         clamped_ids: (N,) int64, the token of a clamped row, -1 for the others; None clamps none.
         is_first: (N,) bool, rows of which `first_allowed` speaks; None for no such row.
+        holes: (N,) int64, for each first row the row of `first_allowed` that speaks of it, which is
+            then (H, V); -1 or 0 elsewhere. None: it is (V,), and speaks of all.
     """
 
     banned: Tensor | None = None
     first_allowed: Tensor | None = None
     clamped_ids: Tensor | None = None
     is_first: Tensor | None = None
+    holes: Tensor | None = None
 
     def restrict(self, logits: Tensor) -> Tensor:
         """Rule tokens out: (N, V) float32 to (N, V) float32 with -inf, and 0 at clamped tokens."""
@@ -42,7 +47,10 @@ class TokenRules(NamedTuple):
                 is_banned = is_banned & ~is_first[:, None]
             restricted = restricted.masked_fill(is_banned, -math.inf)
         if is_first is not None and self.first_allowed is not None:
-            is_wrong = is_first[:, None] & ~self.first_allowed
+            allowed = self.first_allowed
+            if self.holes is not None:
+                allowed = allowed[self.holes.clamp(min=0)]  # (N, V)
+            is_wrong = is_first[:, None] & ~allowed
             restricted = restricted.masked_fill(is_wrong, -math.inf)
         if self.clamped_ids is not None:
             is_clamped = (self.clamped_ids >= 0)[:, None]
@@ -89,6 +97,7 @@ def vocab_head_reference(
     round_logits: bool = True,
     keep_masses: bool = False,
     keep_logits: bool = False,
+    masses_into: Tensor | None = None,
 ) -> HeadOutput:
     """See `dgemma_kernels.vocab_head`."""
     if isinstance(weight, QuantizedWeight):
@@ -112,6 +121,8 @@ def vocab_head_reference(
         rounded = logits.to(dtype).float()
         rounded = (rounded - rounded.amax(dim=-1, keepdim=True)).exp()
         masses, mass_scale = rounded.to(kept_dtype), 1.0 / rounded.sum(dim=-1)
+        if masses_into is not None:
+            masses = masses_into.copy_(masses)
     return HeadOutput(
         argmax=logits.argmax(dim=-1),
         maximum=logits.amax(dim=-1),

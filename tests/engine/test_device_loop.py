@@ -1,0 +1,315 @@
+"""The loop that stays on the device, run here by the twins: the plain loop, token for token."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dgemma_engine import CancellationToken, Cancelled
+from dgemma_engine import attention as attention_module
+from dgemma_engine import layers as layers_module
+from dgemma_engine.cache import KVCache
+from dgemma_engine.canvas import Canvas
+from dgemma_engine.config import SamplerConfig
+from dgemma_engine.denoise import DenoisingStep, denoise
+from dgemma_engine.device_loop import DeviceLoop
+from dgemma_engine.loops import Denoiser
+from dgemma_engine.sampler import Randoms
+from dgemma_engine.stopping import StableAndConfident, StableText, StoppingCriterion
+from dgemma_kernels import canvas_attention, moe_experts
+
+from .recorded import capture
+from .tiny import build_model
+
+MODEL = build_model()
+LOOP = DeviceLoop(MODEL)
+CACHE = MODEL.prefill(torch.arange(70)[None])
+ENDS = (5, 6)
+
+
+def randoms_for(canvas: Canvas, num_steps: int, seed: int) -> Randoms:
+    shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
+    return Randoms.of(
+        torch.Generator().manual_seed(seed),
+        num_steps=num_steps,
+        shape=shape,
+        num_slots=canvas.hole_slots().shape[1],
+        vocab_size=400,
+    )
+
+
+def criteria(config: SamplerConfig) -> list[StoppingCriterion]:
+    first = StableAndConfident(config.stability_threshold, config.confidence_threshold)
+    return [first, StableText(config.stable_text_passes, ENDS)]
+
+
+def assert_same(expected: DenoisingStep, actual: DenoisingStep) -> None:
+    for name in ("step", "noise_proportion", "stop_reason"):
+        assert getattr(expected, name) == getattr(actual, name), name
+    for name in ("canvas", "argmax_canvas", "accepted", "is_finished"):
+        assert torch.equal(getattr(expected, name), getattr(actual, name)), name
+    for name in ("confidence", "entropy"):
+        torch.testing.assert_close(
+            getattr(actual, name), getattr(expected, name), atol=2e-5, rtol=2e-5
+        )
+
+
+def holes_in(*rows: str) -> torch.Tensor:
+    """Canvases drawn: a hole slot is an underscore."""
+    return torch.tensor([[letter == "_" for letter in row] for row in rows])
+
+
+def random_canvas(hole_mask: torch.Tensor, seed: int = 0, **rules: torch.Tensor) -> Canvas:
+    generator = torch.Generator().manual_seed(seed)
+    return Canvas(torch.randint(0, 400, hole_mask.shape, generator=generator), hole_mask, **rules)
+
+
+sampler_configs = st.builds(
+    SamplerConfig,
+    max_denoising_steps=st.integers(1, 6),
+    t_min=st.floats(0.4, 0.5),
+    t_max=st.floats(0.6, 2.0),
+    entropy_bound=st.sampled_from([0.1, 3.0, 20.0]),
+    confidence_threshold=st.sampled_from([1e-6, 3.0, 100.0]),
+    stability_threshold=st.integers(0, 2),
+    candidates=st.sampled_from(["sample", "argmax"]),
+    min_accept=st.booleans(),
+    stable_text_passes=st.integers(1, 2),
+)
+CANVASES = {
+    "open": random_canvas(holes_in("_" * 12)),
+    "clamped": random_canvas(holes_in(".__..___.", ".______..", "..._....."), seed=1),
+    "restricted": random_canvas(
+        holes_in(".____..__"), banned=torch.arange(400) < 300, first_allowed=torch.arange(400) > 390
+    ),
+    "several holes": random_canvas(
+        holes_in(".__...___."),
+        banned=torch.arange(400) % 2 == 0,
+        first_allowed=torch.stack([torch.arange(400) < 9, torch.arange(400) > 350]),
+        starts=torch.tensor([[0, 1, 0, 0, 0, 0, 2, 0, 0, 0]]),
+    ),
+    "large": random_canvas(holes_in("." + "_" * 36 + "." * 3), seed=2),
+}
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(config=sampler_configs, name=st.sampled_from(sorted(CANVASES)), seed=st.integers(0, 999))
+def test_it_is_the_plain_loop(config: SamplerConfig, name: str, seed: int) -> None:
+    """The same steps under any setting, in buffers that fills before have used."""
+    assert_is_plain(LOOP, CACHE, CANVASES[name], config, seed)
+
+
+def assert_is_plain(
+    loop: DeviceLoop,
+    cache: KVCache,
+    canvas: Canvas,
+    config: SamplerConfig,
+    seed: int = 0,
+    rows: Tensor | None = None,
+) -> None:
+    """Both loops, of which the second step is of some rows alone."""
+    randoms = randoms_for(canvas, config.max_denoising_steps, seed)
+    assert loop.why_not(canvas, config, criteria(config)) is None
+    given_ = (cache, canvas, config, torch.Generator())
+    plain = denoise(MODEL, *given_, criteria(config), randoms=randoms)
+    steps = loop.denoise(*given_, criteria(config), randoms=randoms)
+    assert_same(next(plain), next(steps))
+    if rows is not None:
+        assert_same(plain.send(rows), steps.send(rows))
+    for expected, actual in itertools.zip_longest(plain, steps):
+        assert_same(expected, actual)
+
+
+UNFINISHED = SamplerConfig(
+    max_denoising_steps=6, entropy_bound=3.0, confidence_threshold=1e-6, stable_text_passes=5
+)
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [1], [0, 1, 2]], ids=str)
+def test_rows_can_be_left_behind(rows: list[int]) -> None:
+    """They move to buffers of their own size, or to the first places of the same."""
+    assert_is_plain(LOOP, CACHE, CANVASES["clamped"], UNFINISHED, rows=torch.tensor(rows))
+
+
+def test_rows_that_had_finished_end_it() -> None:
+    """There is no further step to say so."""
+    config = SamplerConfig(confidence_threshold=1e9, stability_threshold=0)
+    canvas = CANVASES["clamped"]
+    steps = LOOP.denoise(CACHE, canvas, config, torch.Generator(), criteria(config))
+    assert next(steps).stop_reason is not None
+    assert list(steps) == []
+
+
+@pytest.mark.parametrize("length", [0, 10, 23, 24, 60, 300])
+def test_any_prefix_is_read_from_the_caches_own_memory(length: int) -> None:
+    """Empty, within the window, at its edge, and beyond; a row for each canvas too."""
+    canvas = CANVASES["clamped"]
+    shared = MODEL.new_cache(1)
+    own = MODEL.new_cache(3)
+    if length:
+        prompt = torch.arange(3 * length).view(3, length) % 400
+        MODEL.prefill(prompt[:1], shared)
+        MODEL.prefill(prompt, own)
+    for cache in (shared, own):
+        assert_is_plain(LOOP, cache, canvas, UNFINISHED)
+
+
+def test_it_begins_where_it_is_told() -> None:
+    """With a draft instead of noise, half way down the schedule."""
+    canvas, config = CANVASES["clamped"], UNFINISHED
+    randoms = randoms_for(canvas, 6, 3)
+    initial = torch.arange(27).view(3, 9)
+    given_ = (CACHE, canvas, config, torch.Generator())
+    plain = denoise(MODEL, *given_, [], initial=initial, first_step=3, randoms=randoms)
+    steps = LOOP.denoise(*given_, [], initial=initial, first_step=3, randoms=randoms)
+    for expected, actual in itertools.zip_longest(plain, steps):
+        assert_same(expected, actual)
+
+
+def test_a_seed_fixes_the_outcome() -> None:
+    """All is drawn from the generator."""
+    drafts = []
+    for seed in (3, 3, 4):
+        generator = torch.Generator().manual_seed(seed)
+        steps = LOOP.denoise(CACHE, CANVASES["open"], UNFINISHED, generator, [])
+        drafts.append([step.canvas.tolist() for step in steps])
+    assert drafts[0] == drafts[1] != drafts[2]
+
+
+def test_cancelling_ends_within_one_pass() -> None:
+    """The token is looked at before every pass, the first included."""
+    cancel = CancellationToken()
+    steps = LOOP.denoise(CACHE, CANVASES["open"], UNFINISHED, torch.Generator(), [], cancel)
+    assert [next(steps).step, next(steps).step] == [0, 1]
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        next(steps)
+    with pytest.raises(Cancelled):
+        next(LOOP.denoise(CACHE, CANVASES["open"], UNFINISHED, torch.Generator(), [], cancel))
+
+
+def test_it_says_what_it_does_not_do() -> None:
+    """Another criterion, or a temperature whose masses would overflow."""
+
+    class Another(StableText):
+        pass
+
+    canvas = CANVASES["open"]
+    assert LOOP.why_not(canvas, UNFINISHED, [Another(1, ENDS)]) is not None
+    assert LOOP.why_not(canvas, SamplerConfig(t_min=0.1, max_denoising_steps=99), []) is not None
+
+
+def test_which_loop_runs_is_told() -> None:
+    """The plain one on a CPU, and where the other does not do what is asked for."""
+    given_ = (CACHE, CANVASES["open"], UNFINISHED, torch.Generator())
+    plain = Denoiser(MODEL)
+    expected = list(denoise(MODEL, *given_, []))
+    given_[3].manual_seed(0)
+    assert len(list(plain(*given_, []))) == len(expected)
+    assert plain.describe() == "plain: no kernels on cpu"
+    chosen = Denoiser(MODEL, LOOP)
+    list(chosen(*given_, criteria(UNFINISHED)))
+    assert chosen.describe() == "on the device, 0 CUDA graphs"
+    list(chosen(*given_[:2], SamplerConfig(t_min=0.0, max_denoising_steps=99), given_[3], [], None))
+    assert chosen.describe() == "plain: a temperature of 0.00808"
+
+
+# --- graphs ---
+
+
+def _canvas_attention(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    prefix_length: Tensor,
+    window: int | None,
+    canvas_length: Tensor,
+) -> Tensor:
+    """The op without asking the host how long anything is, as its kernel does not."""
+    place = torch.arange(prefix_key.shape[2])
+    seen = place < prefix_length
+    if window is not None:
+        seen = seen & (place >= prefix_length - window)
+    mask = torch.cat((seen, torch.arange(key.shape[2]) < canvas_length))
+    keys, values = (
+        torch.cat((prefix.expand(len(query), -1, -1, -1), own), dim=2).masked_fill(
+            ~mask[:, None], 0.0
+        )
+        for prefix, own in ((prefix_key, key), (prefix_value, value))
+    )
+    return F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask[None], scale=1.0, enable_gqa=True
+    )
+
+
+def _moe_experts(
+    hidden: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """The op over all experts, whatever was chosen."""
+    gate, up = torch.einsum("td,efd->tef", hidden, gate_up).chunk(2, dim=-1)
+    outputs = torch.einsum("tef,edf->ted", F.gelu(gate, approximate="tanh") * up, down)
+    shares = torch.zeros(outputs.shape[:2]).scatter(1, index, weight)
+    return (shares[..., None] * outputs).sum(dim=1)
+
+
+def test_a_pass_that_was_recorded_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that differs from fill to fill is left in it: prompts, canvases, rules, schedules.
+
+    Operations are recorded on tensors, which is what a CUDA graph holds; asking one for its value
+    is refused.
+    """
+    monkeypatch.setattr(attention_module, "canvas_attention", _canvas_attention)
+    monkeypatch.setattr(layers_module, "moe_experts", _moe_experts)
+    loop = DeviceLoop(MODEL, capture)
+    cache = MODEL.prefill(torch.arange(20)[None])
+    names = ["clamped", "open", "restricted", "clamped"]
+    for seed, name in enumerate(names):
+        assert_replayed_is_plain(monkeypatch, loop, cache, CANVASES[name], seed)
+        cache.truncate(10 + seed)
+        MODEL.prefill(torch.arange(30 + 7 * seed)[None] + seed, cache)
+    assert loop.num_graphs == 4  # the first pass, a later one; of one row, of four
+    MODEL.prefill(torch.arange(300)[None], cache)  # beyond its room: it lies elsewhere now
+    for seed in (4, 5):
+        assert_replayed_is_plain(monkeypatch, loop, cache, CANVASES["open"], seed)
+    assert loop.num_graphs == 4
+    del cache
+    other = MODEL.prefill(torch.arange(5)[None])
+    list(loop.denoise(other, CANVASES["open"], UNFINISHED, torch.Generator(), []))
+    assert loop.num_graphs == 1, "what read the memory of a cache that is gone is gone"
+
+
+def assert_replayed_is_plain(
+    monkeypatch: pytest.MonkeyPatch, loop: DeviceLoop, cache: KVCache, canvas: Canvas, seed: int
+) -> None:
+    """Both loops one after the other: the plain one knows no lengths on the device."""
+    randoms = randoms_for(canvas, 6, seed)
+    config = UNFINISHED
+    given_ = (cache, canvas, config, torch.Generator())
+    with monkeypatch.context() as plain:
+        plain.setattr(attention_module, "canvas_attention", canvas_attention)
+        plain.setattr(layers_module, "moe_experts", moe_experts)
+        expected = list(denoise(MODEL, *given_, criteria(config), randoms=randoms))
+    actual = list(loop.denoise(*given_, criteria(config), randoms=randoms))
+    for left, right in zip(expected, actual, strict=True):
+        assert_same(left, right)
+
+
+def test_what_cannot_be_captured_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """The twins ask the host; that is told once for each pass, and the steps are the same."""
+    loop = DeviceLoop(MODEL, capture)
+    with caplog.at_level(logging.WARNING):
+        for seed in (0, 1, 2):
+            assert_is_plain(loop, CACHE, CANVASES["open"], UNFINISHED, seed)
+    assert loop.num_graphs == 0
+    assert len(caplog.records) == 2
+    assert "runs without a CUDA graph: RuntimeError: " in caplog.records[0].message
