@@ -1,13 +1,13 @@
 """Kernels run here in Triton's interpreter, where there is no GPU; without Triton they are skipped.
 
 Triton reads TRITON_INTERPRET as it is imported and again at every kernel's definition and call. The
-variable is therefore set here, before any test of the process runs, until the tests are collected,
-and then only while one of this folder runs: programs started by other tests never see it.
+variable is therefore set by the conftest.py above, before any test can import Triton, until the
+tests are collected, and then here, only while one of this folder runs: programs started by other
+tests never see it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,13 +17,6 @@ from dgemma_kernels.backend import Backend, has_triton, use_backend
 from dgemma_kernels.testing import poisoned_empty
 
 INTERPRET = not torch.cuda.is_available()
-if INTERPRET and has_triton():
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.language  # noqa: F401
-
-
-def pytest_collection_finish() -> None:
-    os.environ.pop("TRITON_INTERPRET", None)
 
 
 @pytest.fixture(autouse=True)
