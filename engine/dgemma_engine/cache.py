@@ -131,6 +131,11 @@ class KVCache:
         """
         return self._keys[layer_index], self._values[layer_index]
 
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for more tokens in every layer: `buffers` then stay where they are."""
+        for index in range(len(self._keys)):
+            self._reserve(index, self._length + num_tokens)
+
     def num_held(self, layer_index: int) -> int:
         """How many tokens one layer holds, the last ones of the prefix."""
         return self._length - self._starts[layer_index]

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dgemma_kernels.vocab_head.reference import LARGEST_LOGIT
 
-from .attention import Prefix
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
@@ -190,8 +189,7 @@ class DeviceLoop:
             def run() -> None:
                 held = reference()
                 assert held is not None
-                prefix = _prefix_of(self._model, held, buffers)
-                run_pass(self._model, buffers, prefix, rules, is_first=is_first)
+                run_pass(self._model, buffers, held, rules, is_first=is_first)
 
             name = f"a pass over a canvas of {buffers.size.canvas}"
             kept = _Kept(Replayed(name, run, self._capture), addresses, reference)
@@ -206,15 +204,3 @@ def _addresses(cache: KVCache, num_layers: int) -> tuple[tuple[int, int], ...]:
     """Where the keys and values of all layers lie, and how long they are."""
     held = [buffer for index in range(num_layers) for buffer in cache.buffers(index)]
     return tuple((buffer.data_ptr(), buffer.shape[2]) for buffer in held)
-
-
-def _prefix_of(model: DiffusionGemma, cache: KVCache, buffers: Buffers) -> Callable[[int], Prefix]:
-    def prefix(index: int) -> Prefix:
-        is_sliding = model.config.layers[index].is_sliding
-        return Prefix(
-            *cache.buffers(index),
-            length=buffers.prefix_lengths[index : index + 1],
-            window=model.config.sliding_window - 1 if is_sliding else None,
-        )
-
-    return prefix

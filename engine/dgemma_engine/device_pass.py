@@ -8,7 +8,6 @@ The loop around it is `device_loop.py`; what a pass means is told by `denoise.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from dgemma_kernels import TokenRules, entropy_accept, soft_embedding, vocab_head
 from dgemma_kernels.entropy_accept import SlotState
 
-from .attention import Prefix
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
@@ -112,7 +110,7 @@ class Buffers:
         )
         self.is_end = zeros(vocab_size, dtype=torch.bool)
         self.canvas_length = zeros(1, dtype=torch.int32)
-        self.prefix_lengths = zeros(len(model.layers), dtype=torch.int32)
+        self.prefix_lengths = zeros(len(model.layers), 4, dtype=torch.int32)
         self.rotaries = model.rotaries(0, length)
         self.temperatures = zeros(steps, dtype=torch.float32)
         self.floors = zeros(steps, rows)
@@ -174,7 +172,7 @@ class Buffers:
         self.is_end[torch.tensor(stop.end_token_ids, dtype=torch.int64, device=device)] = True
         self.canvas_length.fill_(length)
         held = [cache.num_held(index) for index in range(len(self._model.layers))]
-        self.prefix_lengths.copy_(torch.tensor(held, dtype=torch.int32))
+        self.prefix_lengths.copy_(torch.tensor(held, dtype=torch.int32)[:, None].expand(-1, 4))
         for kind, angles in self._model.rotaries(cache.length, self.size.canvas).items():
             for buffer, values in zip(self.rotaries[kind], angles, strict=True):
                 buffer.copy_(values)
@@ -255,7 +253,7 @@ class Buffers:
 def run_pass(
     model: DiffusionGemma,
     buffers: Buffers,
-    prefix: Callable[[int], Prefix],
+    cache: KVCache,
     rules: PassRules,
     *,
     is_first: bool,
@@ -265,7 +263,7 @@ def run_pass(
     Args:
         model: the model.
         buffers: loaded and begun.
-        prefix: what each layer reads of the cache, by its index.
+        cache: of the prefix.
         rules: acceptance and the stop test.
         is_first: whether nothing was believed before.
     """
@@ -281,7 +279,7 @@ def run_pass(
     hidden = model.canvas_hidden(
         model.embed_canvas(token_ids, believed, buffers.slots),
         buffers.rotaries,
-        prefix,
+        lambda index: model.held(cache, index, buffers.prefix_lengths),
         buffers.slots,
         buffers.canvas_length,
     )

@@ -233,22 +233,27 @@ def _canvas_attention(
     *,
     prefix_length: Tensor,
     window: int | None,
-    canvas_length: Tensor,
+    canvas_length: Tensor | None,
+    causal: bool,
 ) -> Tensor:
     """The op without asking the host how long anything is, as its kernel does not."""
     place = torch.arange(prefix_key.shape[2])
-    seen = place < prefix_length
-    if window is not None:
-        seen = seen & (place >= prefix_length - window)
-    mask = torch.cat((seen, torch.arange(key.shape[2]) < canvas_length))
+    own_place = torch.arange(key.shape[2])
+    held = place < prefix_length
+    mask = torch.cat((held, own_place < (key.shape[2] if canvas_length is None else canvas_length)))
     keys, values = (
         torch.cat((prefix.expand(len(query), -1, -1, -1), own), dim=2).masked_fill(
             ~mask[:, None], 0.0
         )
         for prefix, own in ((prefix_key, key), (prefix_value, value))
     )
+    asking = torch.arange(query.shape[2])[:, None] if causal else torch.zeros((1, 1))
+    distance = asking - torch.cat((place - prefix_length, own_place if causal else 0 * own_place))
+    mask = mask & (distance >= 0)
+    if window is not None:
+        mask = mask & (distance <= window)
     return F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask[None], scale=1.0, enable_gqa=True
+        query, keys, values, attn_mask=mask, scale=1.0, enable_gqa=True
     )
 
 
