@@ -35,6 +35,9 @@ from .types import CancellationToken, StopReason
 # Sizes of which buffers are kept: 135 MB for 256 slots of the 26B. Graphs share their memory.
 _MOST_SIZES = 4
 _MOST_GRAPHS = 16
+# New tokens of the prefix in the first pass: a key or two, a word, a line.
+_NEW_TOKENS = (16, 32, 64)
+MOST_NEW_TOKENS = _NEW_TOKENS[-1]
 _REASONS = {CONVERGED: StopReason.CONVERGED, STABLE: StopReason.STABLE}
 
 
@@ -44,6 +47,7 @@ class _Key(NamedTuple):
     size: Size
     rules: PassRules
     is_first: bool
+    num_new: int
     cache: int
 
 
@@ -104,11 +108,16 @@ class DeviceLoop:
         initial: Tensor | None = None,
         first_step: int = 0,
         randoms: Randoms | None = None,
+        new_ids: Sequence[int] = (),
     ) -> Generator[DenoisingStep, Tensor | None, None]:
         """As `denoise.denoise`, but all random numbers are drawn before the first pass.
 
         `why_not` lets the arguments pass. The buffers are those of the last denoising that was
         begun: an earlier one cannot go on.
+
+        Args:
+            new_ids: what the prefix goes on with, `MOST_NEW_TOKENS` at most. The first pass encodes
+                them; a cache of one row holds them as soon as it is over.
         """
         stop = StopNumbers.of(criteria)
         assert stop is not None
@@ -126,12 +135,17 @@ class DeviceLoop:
         rules = PassRules.of(config, stop)
         buffers = self._sized(canvas, slots, config, cache)
         buffers.load(canvas, slots, cache, config, stop, randoms)
+        capacity = self._take_new(buffers, new_ids, cache)
         buffers.begin(canvas.impose(randoms.initial if initial is None else initial), first_step)
         for step in range(first_step, config.max_denoising_steps):
             if cancel is not None:
                 cancel.raise_if_cancelled()
             assert turn == self._turn, "another denoising has taken the buffers"
-            self._pass(buffers, cache, rules, is_first=step == first_step)()
+            is_first = step == first_step
+            num_new = capacity if is_first else 0
+            self._pass(buffers, cache, rules, is_first=is_first, num_new=num_new)()
+            if num_new:
+                cache.advance(len(new_ids))
             verdict = int(buffers.verdict)
             reason = _REASONS.get(verdict)
             if verdict == GO_ON and step + 1 == config.max_denoising_steps:
@@ -161,6 +175,18 @@ class DeviceLoop:
                 if bool(found_step.is_finished[rows].all()):
                     return
 
+    def _take_new(self, buffers: Buffers, new_ids: Sequence[int], cache: KVCache) -> int:
+        """Load new tokens of the prefix; returns with how many, padded, the first pass runs."""
+        if not new_ids:
+            return 0
+        assert cache.batch_size == 1, cache.batch_size
+        capacity = next(size for size in _NEW_TOKENS if size >= len(new_ids))
+        token_ids = torch.tensor([list(new_ids)], device=self._model.device)
+        self._model.check_new(token_ids, cache)
+        cache.reserve(capacity)
+        buffers.load_new(token_ids, capacity, cache)
+        return capacity
+
     def _sized(
         self, canvas: Canvas, slots: Tensor, config: SamplerConfig, cache: KVCache
     ) -> Buffers:
@@ -175,12 +201,18 @@ class DeviceLoop:
         return self._buffers[size]
 
     def _pass(
-        self, buffers: Buffers, cache: KVCache, rules: PassRules, *, is_first: bool
+        self,
+        buffers: Buffers,
+        cache: KVCache,
+        rules: PassRules,
+        *,
+        is_first: bool,
+        num_new: int,
     ) -> Callable[[], None]:
         """The pass of these buffers over this cache as it lies in memory now."""
         for dead in [key for key, kept in self._passes.items() if kept.cache() is None]:
             del self._passes[dead]
-        key = _Key(buffers.size, rules, is_first, id(cache))
+        key = _Key(buffers.size, rules, is_first, num_new, id(cache))
         addresses = _addresses(cache, len(self._model.layers))
         kept = self._passes.get(key)
         if kept is None or kept.addresses != addresses:
@@ -189,7 +221,7 @@ class DeviceLoop:
             def run() -> None:
                 held = reference()
                 assert held is not None
-                run_pass(self._model, buffers, held, rules, is_first=is_first)
+                run_pass(self._model, buffers, held, rules, is_first=is_first, num_new=num_new)
 
             name = f"a pass over a canvas of {buffers.size.canvas}"
             kept = _Kept(Replayed(name, run, self._capture), addresses, reference)

@@ -367,10 +367,9 @@ class DiffusionGemma(nn.Module):
         Raises:
             as `prefill`.
         """
-        self._check_token_ids(new_ids)
         self._check_token_ids(canvas)
+        self.check_new(new_ids, cache)
         num_new = new_ids.shape[1]
-        self._check_length(cache.length + num_new)
         cache.reserve(num_new)
         new = self.new_tokens(new_ids, cache, canvas.shape)
         after = new.lengths + num_new
@@ -383,15 +382,29 @@ class DiffusionGemma(nn.Module):
         cache.advance(num_new)
         return self.logits(hidden)
 
+    def check_new(self, new_ids: Tensor, cache: KVCache) -> None:
+        """Raises what `prefill` raises for such tokens."""
+        self._check_token_ids(new_ids)
+        self._check_length(cache.length + new_ids.shape[1])
+
     def new_tokens(
-        self, token_ids: Tensor, cache: KVCache, canvas_shape: tuple[int, ...]
+        self,
+        token_ids: Tensor,
+        cache: KVCache,
+        canvas_shape: tuple[int, ...],
+        num_true: int | None = None,
     ) -> NewTokens:
-        """(1, n) int64 behind what a cache holds, before canvases of a shape (B, C)."""
+        """(1, n) int64 behind what a cache holds, before canvases of a shape (B, C).
+
+        Args:
+            num_true: how many are no padding; None for all.
+        """
         num_new, (num_rows, length) = token_ids.shape[1], canvas_shape
+        num_true = num_new if num_true is None else num_true
         held = torch.tensor([cache.num_held(index) for index in range(len(self.layers))])
         lengths = held[:, None].expand(-1, 4).to(self.device, torch.int32)
         step = torch.arange(num_new, device=self.device)
-        canvas = torch.arange(length, device=self.device).repeat(num_rows) + num_new
+        canvas = torch.arange(length, device=self.device).repeat(num_rows) + num_true
         positions = torch.cat((step, canvas))[None] + cache.length
         rotaries = self._rotaries(positions, self.dtype)
         return NewTokens(token_ids, rotaries, lengths, held[:, None].to(self.device) + step)

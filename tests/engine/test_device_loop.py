@@ -161,6 +161,36 @@ def test_any_prefix_is_read_from_the_caches_own_memory(length: int) -> None:
         assert_is_plain(LOOP, cache, canvas, UNFINISHED)
 
 
+@pytest.mark.parametrize("num_new", [1, 16, 17, 50])
+@pytest.mark.parametrize("num_cached", [0, 12, 24, 70])
+def test_new_tokens_of_the_prefix_are_encoded_on_the_way(num_cached: int, num_new: int) -> None:
+    """The steps are those after a prefill, and the cache is as it would be; before, it was not."""
+    canvas = CANVASES["clamped"]
+    randoms = randoms_for(canvas, 6, 1)
+    prompt = torch.arange(num_cached + num_new) * 7 % 400
+    whole, folded = MODEL.prefill(prompt[None]), MODEL.new_cache(1)
+    if num_cached:
+        MODEL.prefill(prompt[None, :num_cached], folded)
+    plain = denoise(MODEL, whole, canvas, UNFINISHED, torch.Generator(), [], randoms=randoms)
+    cancel = CancellationToken()
+    given_ = (folded, canvas, UNFINISHED, torch.Generator(), [], cancel)
+    new_ids = prompt[num_cached:].tolist()
+    cancelled = LOOP.denoise(*given_, new_ids=new_ids)
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        next(cancelled)
+    assert folded.length == num_cached
+    steps = LOOP.denoise(*given_[:-1], randoms=randoms, new_ids=new_ids)
+    for expected, actual in itertools.zip_longest(plain, steps):
+        assert_same(expected, actual)
+    assert folded.length == whole.length
+    for index in range(3):
+        for left, right in zip(
+            whole.prefix(index, whole.length, 1), folded.prefix(index, whole.length, 1), strict=True
+        ):
+            torch.testing.assert_close(right, left, atol=2e-5, rtol=2e-5)
+
+
 def test_it_begins_where_it_is_told() -> None:
     """With a draft instead of noise, half way down the schedule."""
     canvas, config = CANVASES["clamped"], UNFINISHED
@@ -283,10 +313,14 @@ def test_a_pass_that_was_recorded_is_replayed(monkeypatch: pytest.MonkeyPatch) -
         cache.truncate(10 + seed)
         MODEL.prefill(torch.arange(30 + 7 * seed)[None] + seed, cache)
     assert loop.num_graphs == 4  # the first pass, a later one; of one row, of four
+    for num_new in (3, 16, 5, 9):  # and one in which new tokens of the prefix are encoded
+        assert_replayed_is_plain(monkeypatch, loop, cache, CANVASES["open"], 0, num_new)
+        cache.truncate(cache.length - 6)
+    assert loop.num_graphs == 5
     MODEL.prefill(torch.arange(300)[None], cache)  # beyond its room: it lies elsewhere now
     for seed in (4, 5):
         assert_replayed_is_plain(monkeypatch, loop, cache, CANVASES["open"], seed)
-    assert loop.num_graphs == 4
+    assert loop.num_graphs == 5
     del cache
     other = MODEL.prefill(torch.arange(5)[None])
     list(loop.denoise(other, CANVASES["open"], UNFINISHED, torch.Generator(), []))
@@ -294,17 +328,26 @@ def test_a_pass_that_was_recorded_is_replayed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def assert_replayed_is_plain(
-    monkeypatch: pytest.MonkeyPatch, loop: DeviceLoop, cache: KVCache, canvas: Canvas, seed: int
+    monkeypatch: pytest.MonkeyPatch,
+    loop: DeviceLoop,
+    cache: KVCache,
+    canvas: Canvas,
+    seed: int,
+    num_new: int = 0,
 ) -> None:
     """Both loops one after the other: the plain one knows no lengths on the device."""
     randoms = randoms_for(canvas, 6, seed)
-    config = UNFINISHED
+    config, length = UNFINISHED, cache.length
+    new_ids = list(range(40, 40 + num_new))
     given_ = (cache, canvas, config, torch.Generator())
     with monkeypatch.context() as plain:
         plain.setattr(attention_module, "canvas_attention", canvas_attention)
         plain.setattr(layers_module, "moe_experts", moe_experts)
+        if num_new:
+            MODEL.prefill(torch.tensor([new_ids]), cache)
         expected = list(denoise(MODEL, *given_, criteria(config), randoms=randoms))
-    actual = list(loop.denoise(*given_, criteria(config), randoms=randoms))
+    cache.truncate(length)
+    actual = list(loop.denoise(*given_, criteria(config), randoms=randoms, new_ids=new_ids))
     for left, right in zip(expected, actual, strict=True):
         assert_same(left, right)
 
