@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,21 +15,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgemma_engine import CancellationToken, Cancelled
+from dgemma_engine import CancellationToken, Cancelled, Decoder, HoleKind, JointRequest
 from dgemma_engine import attention as attention_module
 from dgemma_engine import layers as layers_module
+from dgemma_engine import loops as loops_module
 from dgemma_engine.cache import KVCache
 from dgemma_engine.canvas import Canvas
 from dgemma_engine.config import SamplerConfig
 from dgemma_engine.denoise import DenoisingStep, denoise
 from dgemma_engine.device_loop import DeviceLoop
+from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.loops import Denoiser
+from dgemma_engine.model import DiffusionGemma, NewTokens
 from dgemma_engine.sampler import Randoms
+from dgemma_engine.special_tokens import SPECIAL_TOKENS
 from dgemma_engine.stopping import StableAndConfident, StableText, StoppingCriterion
 from dgemma_kernels import canvas_attention, moe_experts
 
 from .recorded import capture
-from .tiny import build_model
+from .tiny import CHAT_TOKENS, SAMPLE, build_model, sample_request, save_checkpoint
 
 MODEL = build_model()
 LOOP = DeviceLoop(MODEL)
@@ -249,6 +256,88 @@ def test_which_loop_runs_is_told() -> None:
     assert chosen.describe() == "on the device, 0 CUDA graphs"
     list(chosen(*given_[:2], SamplerConfig(t_min=0.0, max_denoising_steps=99), given_[3], [], None))
     assert chosen.describe() == "plain: a temperature of 0.00808"
+
+
+@pytest.fixture(scope="module", params=["markers", "chat"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that draft one hole, or rank lengths."""
+    special = SPECIAL_TOKENS if request.param == "markers" else CHAT_TOKENS
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"), special)
+
+
+def test_typing_on_is_the_same_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are encoded on the way, or taken back: a fill is that of an engine that saw none."""
+    plain = build_engine(str(folder))
+    loop = DeviceLoop(plain.model)
+    parts = ("tiny", plain.model, plain.tokenizer, plain.strategy)
+    typing = DiffusionEngine(*parts, denoiser=Denoiser(plain.model, loop))
+    cancelled = CancellationToken()
+    cancelled.cancel()
+    folded: list[int] = []
+    forward = DiffusionGemma.folded_hidden
+
+    def count(model: DiffusionGemma, hidden: Tensor, new: NewTokens, *rest: Any) -> Tensor:
+        folded.append(new.token_ids.shape[1])
+        return forward(model, hidden, new, *rest)
+
+    monkeypatch.setattr(DiffusionGemma, "folded_hidden", count)
+    for added in ("", "a", "a + b", "a + ", "a + b\n    c = x" * 3, "a"):
+        request = sample_request()
+        request = dataclasses.replace(
+            request, prefix=request.prefix + added, decoder=Decoder.DIFFUSION, max_steps=3
+        )
+        fresh = DiffusionEngine(*parts, denoiser=Denoiser(plain.model, loop))
+        expected = fresh.fill(request)
+        with pytest.raises(Cancelled):
+            typing.fill(request, cancel=cancelled)
+        actual = typing.fill(request)
+        assert actual.text == expected.text
+        assert actual.token_ids == expected.token_ids
+        assert actual.confidence == pytest.approx(expected.confidence, abs=1e-4)
+    assert actual.num_cached_tokens > 0
+    assert len(folded) >= 3
+
+
+def test_several_holes_are_filled_with_it(tmp_path: Path) -> None:
+    """Together, with new tokens before them, as the engine does that saw none."""
+    plain = build_engine(str(save_checkpoint(tmp_path)))
+    parts = ("tiny", plain.model, plain.tokenizer, plain.strategy)
+    loop = DeviceLoop(plain.model)
+    typing, fresh = (DiffusionEngine(*parts, denoiser=Denoiser(plain.model, loop)) for _ in "ab")
+    cursor = SAMPLE.index("left + right")
+    texts = (SAMPLE[:cursor], SAMPLE[cursor + 4 : cursor + 7], SAMPLE[cursor + 12 :])
+    kinds = (HoleKind.LINE, HoleKind.LINE)
+    typing.fill_together(JointRequest((texts[0][:-3], *texts[1:]), kinds, max_tokens=8))
+    request = JointRequest(texts, kinds, max_tokens=8)
+    assert typing.fill_together(request).texts == fresh.fill_together(request).texts
+
+
+def test_an_engine_says_how_it_runs(tmp_path: Path) -> None:
+    """For `dgemma-lsp doctor`; warming up leaves nothing behind."""
+    engine = build_engine(str(save_checkpoint(tmp_path)))
+    engine.warm_up()
+    assert engine.caches.clients == ("",)
+    assert engine.info.loop == "plain: no kernels on cpu"
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        ({}, "PyTorch reference"),
+        ({"route": "reference: none is asked for"}, "PyTorch reference"),
+        ({"route": "triton", "linear": "triton"}, "Triton for 2 of 2 ops"),
+        (
+            {"route": "triton", "linear": "reference: plain weights"},
+            "Triton for 1 of 2 ops; linear by reference: plain weights",
+        ),
+    ],
+)
+def test_ops_without_a_kernel_are_named(
+    taken: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reason."""
+    monkeypatch.setattr(loops_module, "report", lambda: taken)
+    assert loops_module.describe_kernels() == expected
 
 
 # --- graphs ---
