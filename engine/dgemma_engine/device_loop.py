@@ -32,9 +32,9 @@ from .schedule import noise_proportion, temperature
 from .stopping import StopNumbers, StoppingCriterion
 from .types import CancellationToken, StopReason
 
-# Sizes of which buffers are kept: 135 MB for 256 slots of the 26B. Graphs share their memory.
-_MOST_SIZES = 4
-_MOST_GRAPHS = 16
+# Buffers of earlier sizes are kept within this: those of 256 slots of the 26B take 0.14 GB.
+_MOST_BYTES = 600_000_000
+_MOST_GRAPHS = 16  # they share the memory that they work in
 # New tokens of the prefix in the first pass: a key or two, a word, a line.
 _NEW_TOKENS = (16, 32, 64)
 MOST_NEW_TOKENS = _NEW_TOKENS[-1]
@@ -78,6 +78,11 @@ class DeviceLoop:
     def on(cls, model: DiffusionGemma) -> DeviceLoop:
         """With graphs, where the model's device has them."""
         return cls(model, capture_for(model.device))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers, but not that in which passes work."""
+        return sum(buffers.num_bytes for buffers in self._buffers.values())
 
     @property
     def num_graphs(self) -> int:
@@ -194,7 +199,7 @@ class DeviceLoop:
         if size not in self._buffers:
             self._buffers[size] = Buffers(self._model, size)
         self._buffers.move_to_end(size)
-        while len(self._buffers) > _MOST_SIZES:
+        while len(self._buffers) > 1 and self.num_bytes > _MOST_BYTES:
             gone, _ = self._buffers.popitem(last=False)
             for key in [key for key in self._passes if key.size == gone]:
                 del self._passes[key]

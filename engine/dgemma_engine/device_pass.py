@@ -136,6 +136,12 @@ class Buffers:
         self.verdict = zeros(1, dtype=torch.int32)
         self._new: dict[int, NewTokens] = {}
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors that depend on the vocabulary, which is nearly all."""
+        rules = (self.rules.banned, self.rules.first_allowed, self.is_end)
+        return self.masses.nbytes + sum(part.nbytes for part in rules if part is not None)
+
     def new_tokens(self, num_new: int) -> NewTokens:
         """The memory of so many new tokens of the prefix, in the first pass."""
         if num_new not in self._new:

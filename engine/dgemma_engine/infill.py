@@ -70,7 +70,9 @@ _SINGLE_THREAD_PARAMETERS = 16_000_000
 _NUM_REFINED_LENGTHS = 2
 _LEAST_PROBABILITY = 1e-30
 # What is filled to warm up, for a client that nobody is.
-_SAMPLE = InfillRequest("def area(width, height):\n    return ", "\n", max_steps=4)
+_SAMPLE = InfillRequest(
+    "def area(width, height):\n    return ", "\n", decoder=Decoder.DIFFUSION, max_steps=4
+)
 _NOBODY = "warming up"
 # Starts of a fill that are compared where the line goes on behind the hole.
 _MOST_CUTS = 16

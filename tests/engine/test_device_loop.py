@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgemma_engine import CancellationToken, Cancelled, Decoder, HoleKind, JointRequest
 from dgemma_engine import attention as attention_module
+from dgemma_engine import device_loop as device_loop_module
 from dgemma_engine import layers as layers_module
 from dgemma_engine import loops as loops_module
 from dgemma_engine.cache import KVCache
@@ -439,6 +440,21 @@ def assert_replayed_is_plain(
     actual = list(loop.denoise(*given_, criteria(config), randoms=randoms, new_ids=new_ids))
     for left, right in zip(expected, actual, strict=True):
         assert_same(left, right)
+
+
+def test_buffers_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the sizes that were not used for longest the memory goes, and the graphs on it with it."""
+    monkeypatch.setattr(attention_module, "canvas_attention", _canvas_attention)
+    monkeypatch.setattr(layers_module, "moe_experts", _moe_experts)
+    loop = DeviceLoop(MODEL, capture)
+    for name in ("open", "clamped", "large"):
+        list(loop.denoise(CACHE, CANVASES[name], UNFINISHED, torch.Generator(), []))
+    most, graphs = loop.num_bytes, loop.num_graphs
+    assert (most > 0, graphs) == (True, 3)
+    monkeypatch.setattr(device_loop_module, "_MOST_BYTES", most - 1)
+    list(loop.denoise(CACHE, CANVASES["large"], UNFINISHED, torch.Generator(), []))
+    assert 0 < loop.num_bytes < most
+    assert loop.num_graphs == 3  # one less, and the first pass of this size
 
 
 def test_what_cannot_be_captured_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
