@@ -146,6 +146,28 @@ def test_rows_can_be_left_behind(rows: list[int]) -> None:
     assert_is_plain(LOOP, CACHE, CANVASES["clamped"], UNFINISHED, rows=torch.tensor(rows))
 
 
+def test_a_row_that_has_finished_stays_as_it_is() -> None:
+    """The others go on, and the step shows what it had come to."""
+    config = dataclasses.replace(UNFINISHED, confidence_threshold=4.5, stability_threshold=0)
+    canvas = CANVASES["clamped"]
+    plain = denoise(
+        *(MODEL, CACHE, canvas, config, torch.Generator(), criteria(config)),
+        randoms=randoms_for(canvas, 6, 0),
+    )
+    finished = [int(step.is_finished.sum()) for step in plain]
+    assert finished == [0, 1, 1, 1, 2, 3]
+    assert_is_plain(LOOP, CACHE, canvas, config)
+
+
+def test_ends_of_another_fill_are_no_ends() -> None:
+    """A text that is all ends is stable at once; the same text, were there none in it, is not."""
+    canvas, config = random_canvas(holes_in("_" * 4)), UNFINISHED
+    for ends, expected in ((range(400), 2), ((0,), 6)):
+        stop = [StableText(1, list(ends))]
+        steps = list(LOOP.denoise(CACHE, canvas, config, torch.Generator(), stop))
+        assert len(steps) == expected
+
+
 def test_rows_that_had_finished_end_it() -> None:
     """There is no further step to say so."""
     config = SamplerConfig(confidence_threshold=1e9, stability_threshold=0)
@@ -170,7 +192,7 @@ def test_any_prefix_is_read_from_the_caches_own_memory(length: int) -> None:
 
 
 @pytest.mark.parametrize("num_new", [1, 16, 17, 50])
-@pytest.mark.parametrize("num_cached", [0, 12, 24, 70])
+@pytest.mark.parametrize("num_cached", [0, 12, 24, 70, 250])
 def test_new_tokens_of_the_prefix_are_encoded_on_the_way(num_cached: int, num_new: int) -> None:
     """The steps are those after a prefill, and the cache is as it would be; before, it was not."""
     canvas = CANVASES["clamped"]
@@ -272,8 +294,17 @@ def test_typing_on_is_the_same_with_it(folder: Path, monkeypatch: pytest.MonkeyP
     loop = DeviceLoop(plain.model)
     parts = ("tiny", plain.model, plain.tokenizer, plain.strategy)
     typing = DiffusionEngine(*parts, denoiser=Denoiser(plain.model, loop))
-    cancelled = CancellationToken()
-    cancelled.cancel()
+
+    class Late(CancellationToken):
+        """Set when the first pass is about to begin."""
+
+        times = 0
+
+        def raise_if_cancelled(self) -> None:
+            self.times += 1
+            if self.times == 2:
+                raise Cancelled
+
     folded: list[int] = []
     forward = DiffusionGemma.folded_hidden
 
@@ -290,7 +321,7 @@ def test_typing_on_is_the_same_with_it(folder: Path, monkeypatch: pytest.MonkeyP
         fresh = DiffusionEngine(*parts, denoiser=Denoiser(plain.model, loop))
         expected = fresh.fill(request)
         with pytest.raises(Cancelled):
-            typing.fill(request, cancel=cancelled)
+            typing.fill(request, cancel=Late())
         actual = typing.fill(request)
         assert actual.text == expected.text
         assert actual.token_ids == expected.token_ids
