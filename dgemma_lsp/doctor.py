@@ -75,7 +75,10 @@ def examine(chosen: Settings, dtype: str = "auto") -> Report:
         engine = build_engine(chosen, lambda error: None, dtype=dtype)
         info = engine.info
         add(("engine", _where(engine, chosen)))
-        add(("kernels", "PyTorch reference"))
+        if info.kernels:
+            add(("kernels", info.kernels))
+        if info.loop:
+            add(("denoising", info.loop))
         held = f", weights in {info.quantization}" if info.quantization else ""
         add(("device", f"{info.device} in {info.dtype}{held}"))
         # A server elsewhere does not say how many.

@@ -308,7 +308,7 @@ def run(options: argparse.Namespace) -> None:
     parsed = ModelConfig.from_json(config)
     model = build_model(parsed, device, dtype, quantization, options.seed)
     plan = Plan(repeats=options.repeats, seconds=options.seconds)
-    bench = Bench(model, TINY_PLAN if options.tiny else plan, options.seed)
+    bench = Bench(model, TINY_PLAN if options.tiny else plan, options.seed, on_device=True)
     where = describe(model, bench, options.seed)
     print(f"built in {time.monotonic() - started:.1f} s: {where}")
     rows = []

@@ -101,6 +101,8 @@ class Attention(nn.Module):
         value: Tensor,
         prefix: Prefix,
         canvas_length: Tensor | None = None,
+        *,
+        causal: bool = False,
     ) -> Tensor:
         """As `attend`, from a canvas over a prefix of the cache and itself, with no mask.
 
@@ -110,6 +112,7 @@ class Attention(nn.Module):
             value: as `key`.
             prefix: what the canvas reads of the cache.
             canvas_length: (1,) int32, how many of the C keys count; None for all.
+            causal: the C are no canvas but new tokens of the prefix, M of them.
         Returns:
             (B, M, D).
         """
@@ -122,6 +125,7 @@ class Attention(nn.Module):
             prefix_length=prefix.length,
             window=prefix.window,
             canvas_length=canvas_length,
+            causal=causal,
         )
         return self._project_back(heads)
 

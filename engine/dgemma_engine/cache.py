@@ -131,6 +131,11 @@ class KVCache:
         """
         return self._keys[layer_index], self._values[layer_index]
 
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for more tokens in every layer: `buffers` then stay where they are."""
+        for index in range(len(self._keys)):
+            self._reserve(index, self._length + num_tokens)
+
     def num_held(self, layer_index: int) -> int:
         """How many tokens one layer holds, the last ones of the prefix."""
         return self._length - self._starts[layer_index]
@@ -173,6 +178,14 @@ class KVCache:
         self._starts[layer_index] = first
 
 
+class Prepared(NamedTuple):
+    """A cache, how many tokens of the prompt it already held, and those it does not hold yet."""
+
+    cache: KVCache
+    num_cached: int
+    new_ids: list[int]
+
+
 class PrefixCache:
     """The cache of the last prompt; the next prompt re-encodes only what differs."""
 
@@ -200,6 +213,19 @@ class PrefixCache:
                 self._token_ids.extend(rest[: cache.length - shared])
         return cache, shared
 
+    def prepare(self, token_ids: Sequence[int], most_new: int) -> Prepared:
+        """As `encode`, but no more than `most_new` new tokens are left to the pass that comes.
+
+        It may encode them, or not: the cache's length says how many tokens count.
+        """
+        cache, shared = self._keep_shared(token_ids)
+        new_ids = list(token_ids[shared:])
+        if len(new_ids) > most_new:
+            self.encode(token_ids)
+            new_ids = []
+        self._token_ids.extend(new_ids)
+        return Prepared(cache, shared, new_ids)
+
     def next_token_logits(self, token_ids: Sequence[int]) -> Tensor:
         """Encode what differs of `token_ids`, at least the last one: (V,) logits of what follows.
 
@@ -219,6 +245,7 @@ class PrefixCache:
         """Cut the cache back to what it shares with `token_ids`, and say how much that is."""
         if self._cache is None:
             self._cache = self._model.new_cache(batch_size=1)
+        del self._token_ids[self._cache.length :]  # what was left to a pass that never was
         shared = self._cache.reusable(_shared_length(self._token_ids, token_ids))
         self._cache.truncate(shared)
         del self._token_ids[shared:]

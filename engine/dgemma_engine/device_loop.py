@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dgemma_kernels.vocab_head.reference import LARGEST_LOGIT
 
-from .attention import Prefix
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
@@ -33,9 +32,12 @@ from .schedule import noise_proportion, temperature
 from .stopping import StopNumbers, StoppingCriterion
 from .types import CancellationToken, StopReason
 
-# Sizes of which buffers are kept: 135 MB for 256 slots of the 26B. Graphs share their memory.
-_MOST_SIZES = 4
-_MOST_GRAPHS = 16
+# Buffers of earlier sizes are kept within this: those of 256 slots of the 26B take 0.14 GB.
+_MOST_BYTES = 600_000_000
+_MOST_GRAPHS = 16  # they share the memory that they work in
+# New tokens of the prefix in the first pass: a key or two, a word, a line.
+_NEW_TOKENS = (16, 32, 64)
+MOST_NEW_TOKENS = _NEW_TOKENS[-1]
 _REASONS = {CONVERGED: StopReason.CONVERGED, STABLE: StopReason.STABLE}
 
 
@@ -45,6 +47,7 @@ class _Key(NamedTuple):
     size: Size
     rules: PassRules
     is_first: bool
+    num_new: int
     cache: int
 
 
@@ -77,6 +80,11 @@ class DeviceLoop:
         return cls(model, capture_for(model.device))
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers, but not that in which passes work."""
+        return sum(buffers.num_bytes for buffers in self._buffers.values())
+
+    @property
     def num_graphs(self) -> int:
         """How many passes are captured."""
         return sum(kept.replayed.is_captured for kept in self._passes.values())
@@ -105,11 +113,16 @@ class DeviceLoop:
         initial: Tensor | None = None,
         first_step: int = 0,
         randoms: Randoms | None = None,
+        new_ids: Sequence[int] = (),
     ) -> Generator[DenoisingStep, Tensor | None, None]:
         """As `denoise.denoise`, but all random numbers are drawn before the first pass.
 
         `why_not` lets the arguments pass. The buffers are those of the last denoising that was
         begun: an earlier one cannot go on.
+
+        Args:
+            new_ids: what the prefix goes on with, `MOST_NEW_TOKENS` at most. The first pass encodes
+                them; a cache of one row holds them as soon as it is over.
         """
         stop = StopNumbers.of(criteria)
         assert stop is not None
@@ -127,12 +140,17 @@ class DeviceLoop:
         rules = PassRules.of(config, stop)
         buffers = self._sized(canvas, slots, config, cache)
         buffers.load(canvas, slots, cache, config, stop, randoms)
+        capacity = self._take_new(buffers, new_ids, cache)
         buffers.begin(canvas.impose(randoms.initial if initial is None else initial), first_step)
         for step in range(first_step, config.max_denoising_steps):
             if cancel is not None:
                 cancel.raise_if_cancelled()
             assert turn == self._turn, "another denoising has taken the buffers"
-            self._pass(buffers, cache, rules, is_first=step == first_step)()
+            is_first = step == first_step
+            num_new = capacity if is_first else 0
+            self._pass(buffers, cache, rules, is_first=is_first, num_new=num_new)()
+            if num_new:
+                cache.advance(len(new_ids))
             verdict = int(buffers.verdict)
             reason = _REASONS.get(verdict)
             if verdict == GO_ON and step + 1 == config.max_denoising_steps:
@@ -162,6 +180,18 @@ class DeviceLoop:
                 if bool(found_step.is_finished[rows].all()):
                     return
 
+    def _take_new(self, buffers: Buffers, new_ids: Sequence[int], cache: KVCache) -> int:
+        """Load new tokens of the prefix; returns with how many, padded, the first pass runs."""
+        if not new_ids:
+            return 0
+        assert cache.batch_size == 1, cache.batch_size
+        capacity = next(size for size in _NEW_TOKENS if size >= len(new_ids))
+        token_ids = torch.tensor([list(new_ids)], device=self._model.device)
+        self._model.check_new(token_ids, cache)
+        cache.reserve(capacity)
+        buffers.load_new(token_ids, capacity, cache)
+        return capacity
+
     def _sized(
         self, canvas: Canvas, slots: Tensor, config: SamplerConfig, cache: KVCache
     ) -> Buffers:
@@ -169,19 +199,25 @@ class DeviceLoop:
         if size not in self._buffers:
             self._buffers[size] = Buffers(self._model, size)
         self._buffers.move_to_end(size)
-        while len(self._buffers) > _MOST_SIZES:
+        while len(self._buffers) > 1 and self.num_bytes > _MOST_BYTES:
             gone, _ = self._buffers.popitem(last=False)
             for key in [key for key in self._passes if key.size == gone]:
                 del self._passes[key]
         return self._buffers[size]
 
     def _pass(
-        self, buffers: Buffers, cache: KVCache, rules: PassRules, *, is_first: bool
+        self,
+        buffers: Buffers,
+        cache: KVCache,
+        rules: PassRules,
+        *,
+        is_first: bool,
+        num_new: int,
     ) -> Callable[[], None]:
         """The pass of these buffers over this cache as it lies in memory now."""
         for dead in [key for key, kept in self._passes.items() if kept.cache() is None]:
             del self._passes[dead]
-        key = _Key(buffers.size, rules, is_first, id(cache))
+        key = _Key(buffers.size, rules, is_first, num_new, id(cache))
         addresses = _addresses(cache, len(self._model.layers))
         kept = self._passes.get(key)
         if kept is None or kept.addresses != addresses:
@@ -190,8 +226,7 @@ class DeviceLoop:
             def run() -> None:
                 held = reference()
                 assert held is not None
-                prefix = _prefix_of(self._model, held, buffers)
-                run_pass(self._model, buffers, prefix, rules, is_first=is_first)
+                run_pass(self._model, buffers, held, rules, is_first=is_first, num_new=num_new)
 
             name = f"a pass over a canvas of {buffers.size.canvas}"
             kept = _Kept(Replayed(name, run, self._capture), addresses, reference)
@@ -206,15 +241,3 @@ def _addresses(cache: KVCache, num_layers: int) -> tuple[tuple[int, int], ...]:
     """Where the keys and values of all layers lie, and how long they are."""
     held = [buffer for index in range(num_layers) for buffer in cache.buffers(index)]
     return tuple((buffer.data_ptr(), buffer.shape[2]) for buffer in held)
-
-
-def _prefix_of(model: DiffusionGemma, cache: KVCache, buffers: Buffers) -> Callable[[int], Prefix]:
-    def prefix(index: int) -> Prefix:
-        is_sliding = model.config.layers[index].is_sliding
-        return Prefix(
-            *cache.buffers(index),
-            length=buffers.prefix_lengths[index : index + 1],
-            window=model.config.sliding_window - 1 if is_sliding else None,
-        )
-
-    return prefix

@@ -8,7 +8,6 @@ The loop around it is `device_loop.py`; what a pass means is told by `denoise.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,11 +17,10 @@ from torch import Tensor
 from dgemma_kernels import TokenRules, entropy_accept, soft_embedding, vocab_head
 from dgemma_kernels.entropy_accept import SlotState
 
-from .attention import Prefix
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
-from .model import DiffusionGemma
+from .model import DiffusionGemma, NewTokens
 from .sampler import Randoms
 from .schedule import min_accepted, temperature
 from .stopping import StopNumbers
@@ -112,7 +110,7 @@ class Buffers:
         )
         self.is_end = zeros(vocab_size, dtype=torch.bool)
         self.canvas_length = zeros(1, dtype=torch.int32)
-        self.prefix_lengths = zeros(len(model.layers), dtype=torch.int32)
+        self.prefix_lengths = zeros(len(model.layers), 4, dtype=torch.int32)
         self.rotaries = model.rotaries(0, length)
         self.temperatures = zeros(steps, dtype=torch.float32)
         self.floors = zeros(steps, rows)
@@ -136,6 +134,42 @@ class Buffers:
         self.entropy = zeros(rows, length, dtype=torch.float32)
         self.accepted = zeros(rows, length, dtype=torch.bool)
         self.verdict = zeros(1, dtype=torch.int32)
+        self._new: dict[int, NewTokens] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors that depend on the vocabulary, which is nearly all."""
+        rules = (self.rules.banned, self.rules.first_allowed, self.is_end)
+        return self.masses.nbytes + sum(part.nbytes for part in rules if part is not None)
+
+    def new_tokens(self, num_new: int) -> NewTokens:
+        """The memory of so many new tokens of the prefix, in the first pass."""
+        if num_new not in self._new:
+            device, layers = self.slots.device, len(self._model.layers)
+            self._new[num_new] = NewTokens(
+                torch.zeros((1, num_new), dtype=torch.int64, device=device),
+                self._model.rotaries(0, num_new + self.size.rows * self.size.canvas),
+                torch.zeros((layers, 4), dtype=torch.int32, device=device),
+                torch.zeros((layers, num_new), dtype=torch.int64, device=device),
+            )
+        return self._new[num_new]
+
+    def load_new(self, token_ids: Tensor, capacity: int, cache: KVCache) -> None:
+        """Write new tokens (1, n) into the memory of `capacity`, padded; called after `load`.
+
+        The passes then read the prefix with them, as `cache` will be.
+        """
+        padded = F.pad(token_ids, (0, capacity - token_ids.shape[1]))
+        shape = (self.size.rows, self.size.canvas)
+        loaded = self._model.new_tokens(padded, cache, shape, token_ids.shape[1])
+        target = self.new_tokens(capacity)
+        for kind, angles in loaded.rotaries.items():
+            for buffer, values in zip(target.rotaries[kind], angles, strict=True):
+                buffer.copy_(values)
+        target.token_ids.copy_(padded)
+        target.lengths.copy_(loaded.lengths)
+        target.places.copy_(loaded.places)
+        self._load_place(cache, token_ids.shape[1])
 
     def load(
         self,
@@ -173,11 +207,7 @@ class Buffers:
         self.is_end.zero_()
         self.is_end[torch.tensor(stop.end_token_ids, dtype=torch.int64, device=device)] = True
         self.canvas_length.fill_(length)
-        held = [cache.num_held(index) for index in range(len(self._model.layers))]
-        self.prefix_lengths.copy_(torch.tensor(held, dtype=torch.int32))
-        for kind, angles in self._model.rotaries(cache.length, self.size.canvas).items():
-            for buffer, values in zip(self.rotaries[kind], angles, strict=True):
-                buffer.copy_(values)
+        self._load_place(cache, 0)
         steps = range(num_steps)
         self.temperatures[:num_steps] = torch.stack([temperature(step, config) for step in steps])
         if config.min_accept:
@@ -194,6 +224,15 @@ class Buffers:
         fresh = F.pad(randoms.fresh, (0, self.size.canvas - length))
         fresh = fresh.gather(2, slots.expand(num_steps, -1, -1))
         _put(self.fresh[:num_steps].transpose(0, 1), fresh.transpose(0, 1))
+
+    def _load_place(self, cache: KVCache, num_new: int) -> None:
+        """Where the canvas stands: behind the prefix and so many tokens that it does not hold."""
+        held = [cache.num_held(index) + num_new for index in range(len(self._model.layers))]
+        self.prefix_lengths.copy_(torch.tensor(held, dtype=torch.int32)[:, None].expand(-1, 4))
+        rotaries = self._model.rotaries(cache.length + num_new, self.size.canvas)
+        for kind, angles in rotaries.items():
+            for buffer, values in zip(self.rotaries[kind], angles, strict=True):
+                buffer.copy_(values)
 
     def _load_rules(self, canvas: Canvas, slots: Tensor, hole_mask: Tensor) -> None:
         rules, rows = self.rules, self.size.rows
@@ -255,19 +294,21 @@ class Buffers:
 def run_pass(
     model: DiffusionGemma,
     buffers: Buffers,
-    prefix: Callable[[int], Prefix],
+    cache: KVCache,
     rules: PassRules,
     *,
     is_first: bool,
+    num_new: int = 0,
 ) -> None:
     """One pass; reads and writes `buffers`.
 
     Args:
         model: the model.
         buffers: loaded and begun.
-        prefix: what each layer reads of the cache, by its index.
+        cache: of the prefix.
         rules: acceptance and the stop test.
         is_first: whether nothing was believed before.
+        num_new: with how many new tokens of the prefix, padding among them; only in the first pass.
     """
     rows, num_slots = buffers.size.rows, buffers.size.slots
     token_ids = buffers.clamped.scatter(1, buffers.slots, buffers.state.token_ids)
@@ -278,13 +319,16 @@ def run_pass(
         believed = soft_embedding(
             buffers.masses, buffers.mass_scale, table, embedding_scale=scale
         ).view(rows, num_slots, -1)
-    hidden = model.canvas_hidden(
-        model.embed_canvas(token_ids, believed, buffers.slots),
-        buffers.rotaries,
-        prefix,
+    hidden = model.embed_canvas(token_ids, believed, buffers.slots)
+    asked = (
+        lambda index: model.held(cache, index, buffers.prefix_lengths),
         buffers.slots,
         buffers.canvas_length,
     )
+    if num_new:
+        hidden = model.folded_hidden(hidden, buffers.new_tokens(num_new), *asked)
+    else:
+        hidden = model.canvas_hidden(hidden, buffers.rotaries, *asked)
     step_draws = buffers.draws.index_select(0, buffers.step).view(-1, 2)
     head = vocab_head(
         model.norm(hidden).flatten(0, 1),

@@ -30,7 +30,7 @@ from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft
 from .errors import CheckpointError, OutOfMemory, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
-from .loops import Denoiser
+from .loops import Denoiser, describe_kernels
 from .machine import free_memory
 from .memory import QUANTIZATIONS, memory_plan
 from .model import DiffusionGemma
@@ -69,6 +69,11 @@ _SINGLE_THREAD_PARAMETERS = 16_000_000
 # Candidate lengths that are denoised to the end after the first pass has ranked them all.
 _NUM_REFINED_LENGTHS = 2
 _LEAST_PROBABILITY = 1e-30
+# What is filled to warm up, for a client that nobody is.
+_SAMPLE = InfillRequest(
+    "def area(width, height):\n    return ", "\n", decoder=Decoder.DIFFUSION, max_steps=4
+)
+_NOBODY = "warming up"
 # Starts of a fill that are compared where the line goes on behind the hole.
 _MOST_CUTS = 16
 
@@ -108,7 +113,10 @@ def build_engine(
     threshold = float(infill_config.get("confidence_threshold", 0.0))
     learned = {LANGUAGE_TAGS.get(name) for name in infill_config.get("languages", ())}
     languages = tuple(name for name, tag in LANGUAGE_TAGS.items() if tag in learned)
-    return DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold, languages)
+    engine = DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold, languages)
+    if loaded.device.type == "cuda":
+        engine.warm_up()
+    return engine
 
 
 def checkpoint_folder(model: str) -> Path:
@@ -142,6 +150,7 @@ class DiffusionEngine:
         strategy: InfillStrategy,
         confidence_threshold: float = 0.0,
         languages: tuple[str, ...] = (),
+        denoiser: Denoiser | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -152,7 +161,7 @@ class DiffusionEngine:
         self.caches = PrefixCaches(model)
         self._judge = Judge(model, tokenizer)
         self._texts = Texts(tokenizer, strategy)
-        self._denoise = Denoiser(model)
+        self._denoise = denoiser or Denoiser(model)
         self._together = Together(model, self._denoise, strategy, self._texts, self._judge)
         self._lock = threading.Lock()
         self._serve("")
@@ -169,7 +178,18 @@ class DiffusionEngine:
             languages=self._languages,
             fills_together=self.strategy.fills_together,
             quantization=self.model.quantization,
+            loop=self._denoise.describe(),
+            kernels=describe_kernels(),
         )
+
+    def warm_up(self) -> None:
+        """Compile the kernels of a fill, and find out which of them run: `info` tells then.
+
+        The first keystrokes would else wait for that, a minute on a new machine.
+        """
+        for _ in range(2):  # of a CUDA graph the second one captures what the first one ran
+            self.fill(_SAMPLE, client=_NOBODY)
+        self.forget(_NOBODY)
 
     def count_tokens(self, request: InfillRequest, text: str) -> int:
         """See `InfillEngine.count_tokens`."""
@@ -210,9 +230,12 @@ class DiffusionEngine:
             started = time.monotonic()
             if cancel is not None:
                 cancel.raise_if_cancelled()
-            cache, _ = self._prefix_cache.encode(plan.prompt_ids)
+            most_new = 0 if request.drafts is not None else self._denoise.most_new_tokens
+            prepared = self._prefix_cache.prepare(plan.prompt_ids, most_new)
             encode_ms = (time.monotonic() - started) * 1000
-            fill = self._together.fill(cache, plan, request, on_step, cancel)
+            fill = self._together.fill(
+                prepared.cache, plan, request, on_step, cancel, prepared.new_ids
+            )
             total_ms = (time.monotonic() - started) * 1000
         timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
         return JointResult(fill.texts, fill.confidences, fill.num_passes, timings, fill.stop_reason)
@@ -327,14 +350,17 @@ class DiffusionEngine:
             )
         if cancel is not None:
             cancel.raise_if_cancelled()
-        cache, num_cached = self._prefix_cache.encode(plan.prompt_ids)
+        most_new = 0
+        if decoder is Decoder.DIFFUSION and not request.draft and not plan.candidates:
+            most_new = self._denoise.most_new_tokens
+        cache, num_cached, new_ids = self._prefix_cache.prepare(plan.prompt_ids, most_new)
         encode_ms = (time.monotonic() - start) * 1000
         if decoder is Decoder.LEFT_TO_RIGHT:
             fill = self._write(plan, request, on_step, cancel)
         elif request.draft:
             fill = self._revise(cache, plan, request, on_step, cancel)
         else:
-            fill = self._diffuse(cache, plan, request, on_step, cancel)
+            fill = self._diffuse(cache, new_ids, plan, request, on_step, cancel)
         if (
             request.decoder is Decoder.AUTO
             and not request.draft
@@ -482,6 +508,7 @@ class DiffusionEngine:
     def _diffuse(
         self,
         cache: KVCache,
+        new_ids: list[int],
         plan: InfillPlan,
         request: InfillRequest,
         on_step: OnStep | None,
@@ -493,8 +520,8 @@ class DiffusionEngine:
         generator = torch.Generator(self.model.device).manual_seed(request.seed)
         canvas, num_passes = plan.canvas, 0
         if plan.rules is None and canvas.token_ids.shape[0] > 1:
-            canvas = self._rank_lengths(cache, canvas, config, generator, cancel)
-            num_passes += 1
+            canvas = self._rank_lengths(cache, new_ids, canvas, config, generator, cancel)
+            num_passes, new_ids = num_passes + 1, []
         elif plan.candidates:
             assert plan.exact_canvas is not None
             lengths = plan.candidates
@@ -513,6 +540,7 @@ class DiffusionEngine:
                 generator,
                 criteria(config, self.strategy.end_token_ids),
                 cancel,
+                new_ids=new_ids,
             )
             kept: Tensor | None = None
             while (step := _next(steps, kept)) is not None:
@@ -539,7 +567,9 @@ class DiffusionEngine:
             is_full = len(done.token_ids) >= request.max_tokens or reason is StopReason.DEADLINE
             if done.has_ended or is_full or not plan.may_continue:
                 return _Fill(done, num_passes, reason, None)
-            cache, _ = self._prefix_cache.encode(plan.prompt_ids + done.token_ids)
+            cache, _, new_ids = self._prefix_cache.prepare(
+                plan.prompt_ids + done.token_ids, self._denoise.most_new_tokens
+            )
             canvas = dataclasses.replace(
                 Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
             )
@@ -656,6 +686,7 @@ class DiffusionEngine:
     def _rank_lengths(
         self,
         cache: KVCache,
+        new_ids: list[int],
         canvas: Canvas,
         config: SamplerConfig,
         generator: torch.Generator,
@@ -663,7 +694,8 @@ class DiffusionEngine:
     ) -> Canvas:
         """One pass over all candidate lengths; the rows that promise most."""
         once = dataclasses.replace(config, max_denoising_steps=1)
-        (step,) = self._denoise(cache, canvas, once, generator, [], cancel)
+        steps = self._denoise(cache, canvas, once, generator, [], cancel, new_ids=new_ids)
+        (step,) = steps
         scores = mean_log_confidence(step, canvas)
         best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
         return canvas.select(best)

@@ -11,13 +11,13 @@ from collections.abc import Generator, Sequence
 import torch
 from torch import Tensor
 
-from dgemma_kernels.backend import Backend, backend_for
+from dgemma_kernels.backend import Backend, backend_for, report
 
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
 from .denoise import DenoisingStep, denoise
-from .device_loop import DeviceLoop
+from .device_loop import MOST_NEW_TOKENS, DeviceLoop
 from .model import DiffusionGemma
 from .stopping import StoppingCriterion
 from .types import CancellationToken
@@ -39,6 +39,15 @@ class Denoiser:
             self._loop = DeviceLoop.on(model)
         self._why_plain = "" if self._loop else f"no kernels on {model.device.type}"
 
+    @property
+    def most_new_tokens(self) -> int:
+        """How many new tokens of a prefix are better left to the first pass than encoded before.
+
+        None on a CPU: with 4 M parameters it would take 0.8 times as long, 5 ms less a fill, but
+        the plain loop gives the same bits whatever was encoded before.
+        """
+        return 0 if self._loop is None else MOST_NEW_TOKENS
+
     def describe(self) -> str:
         """Which loop the last denoising took, and why if it was the plain one."""
         if self._why_plain or self._loop is None:
@@ -56,11 +65,35 @@ class Denoiser:
         *,
         initial: Tensor | None = None,
         first_step: int = 0,
+        new_ids: Sequence[int] = (),
     ) -> Generator[DenoisingStep, Tensor | None, None]:
-        """See `denoise.denoise`."""
+        """See `denoise.denoise`.
+
+        Args:
+            new_ids: what the prefix goes on with, `most_new_tokens` at most; encoded into the cache
+                by the first pass, or before it.
+        """
         given = (cache, canvas, config, generator, criteria, cancel)
         if self._loop is not None:
             self._why_plain = self._loop.why_not(canvas, config, criteria) or ""
             if not self._why_plain:
-                return self._loop.denoise(*given, initial=initial, first_step=first_step)
+                return self._loop.denoise(
+                    *given, initial=initial, first_step=first_step, new_ids=new_ids
+                )
+        if new_ids:
+            self._model.prefill(torch.tensor([list(new_ids)], device=self._model.device), cache)
         return denoise(self._model, *given, initial=initial, first_step=first_step)
+
+
+def describe_kernels() -> str:
+    """Which ops ran by their kernel so far, and why the others did not."""
+    taken = report()
+    plain: dict[str, list[str]] = {}
+    for op, form in taken.items():
+        if form != Backend.TRITON.value:
+            plain.setdefault(form, []).append(op)
+    by_kernel = len(taken) - sum(map(len, plain.values()))
+    if by_kernel == 0:
+        return "PyTorch reference"
+    reasons = "".join(f"; {', '.join(ops)} by {form}" for form, ops in plain.items())
+    return f"Triton for {by_kernel} of {len(taken)} ops{reasons}"

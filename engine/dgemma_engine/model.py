@@ -7,6 +7,7 @@ knows ids and tensors; noise, acceptance and stopping are in `denoise.py`, text 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,25 @@ from .errors import ContextTooLong, RequestError
 from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning, held_weights
 from .masks import encoder_mask
 from .memory import prefill_tokens
+
+
+class NewTokens(NamedTuple):
+    """New tokens of a prefix that go through the layers together with canvases.
+
+    What is said of a cache is said of its buffers, which have room for the new tokens.
+
+    Attributes:
+        token_ids: (1, n) int64. Those behind the last true one are padding, which no other sees.
+        rotaries: for each kind of layer the angles of the new tokens, then of each canvas's
+            positions, (1, n + B * C, K).
+        lengths: (layers, 4) int32, in the first column the tokens that each layer held before.
+        places: (layers, n) int64, where in its buffers each layer writes the new ones.
+    """
+
+    token_ids: Tensor
+    rotaries: Mapping[LayerConfig, Rotary]
+    lengths: Tensor
+    places: Tensor
 
 
 class Layer(nn.Module):
@@ -64,20 +84,20 @@ class Layer(nn.Module):
         query, key, value = self.self_attn.project(self.input_layernorm(hidden), rotary)
         return self.finish(hidden, self.self_attn.attend(query, key, value, mask), scalar)
 
-    def finish(self, residual: Tensor, attended: Tensor, scalar: Tensor) -> Tensor:
+    def finish(self, residual: Tensor, attended: Tensor, scalar: Tensor | None) -> Tensor:
         """Everything after attention.
 
         Args:
             residual: (B, S, D), the layer's input.
             attended: (B, S, D), the attention's output.
-            scalar: the layer scalar of the mode, broadcastable to (B, S, D).
+            scalar: the layer scalar of the mode, broadcastable to (B, S, D); None for 1.
         Returns:
             (B, S, D), the layer's output.
         """
         return self.finish_routed(residual, attended, scalar)[0]
 
     def finish_routed(
-        self, residual: Tensor, attended: Tensor, scalar: Tensor
+        self, residual: Tensor, attended: Tensor, scalar: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """As `finish`; also the router's logits over the experts, (B * S, E), for training."""
         norms = (self.pre_feedforward_layernorm.weight, self.pre_feedforward_layernorm_2.weight)
@@ -330,6 +350,138 @@ class DiffusionGemma(nn.Module):
             )
             hidden = layer.finish(hidden, attended, layer.layer_scalar)
         return hidden
+
+    @torch.no_grad()
+    def fold_logits(
+        self, new_ids: Tensor, canvas: Tensor, cache: KVCache, slots: Tensor | None = None
+    ) -> Tensor:
+        """`prefill` and the first `denoise_logits` in one pass over the weights.
+
+        Args:
+            new_ids: (1, n) int64, n >= 1, what the prefix goes on with. Not modified.
+            canvas: (B, C) int64, behind them. Not modified.
+            cache: of one row; n tokens longer afterwards, and as it was if the pass fails.
+            slots: as for `denoise_logits`.
+        Returns:
+            as `denoise_logits`.
+        Raises:
+            as `prefill`.
+        """
+        self._check_token_ids(canvas)
+        self.check_new(new_ids, cache)
+        num_new = new_ids.shape[1]
+        cache.reserve(num_new)
+        new = self.new_tokens(new_ids, cache, canvas.shape)
+        after = new.lengths + num_new
+        hidden = self.folded_hidden(
+            self._embed_canvas(canvas, None),
+            new,
+            lambda index: self.held(cache, index, after),
+            slots,
+        )
+        cache.advance(num_new)
+        return self.logits(hidden)
+
+    def check_new(self, new_ids: Tensor, cache: KVCache) -> None:
+        """Raises what `prefill` raises for such tokens."""
+        self._check_token_ids(new_ids)
+        self._check_length(cache.length + new_ids.shape[1])
+
+    def new_tokens(
+        self,
+        token_ids: Tensor,
+        cache: KVCache,
+        canvas_shape: tuple[int, ...],
+        num_true: int | None = None,
+    ) -> NewTokens:
+        """(1, n) int64 behind what a cache holds, before canvases of a shape (B, C).
+
+        Args:
+            num_true: how many are no padding; None for all.
+        """
+        num_new, (num_rows, length) = token_ids.shape[1], canvas_shape
+        num_true = num_new if num_true is None else num_true
+        held = torch.tensor([cache.num_held(index) for index in range(len(self.layers))])
+        lengths = held[:, None].expand(-1, 4).to(self.device, torch.int32)
+        step = torch.arange(num_new, device=self.device)
+        canvas = torch.arange(length, device=self.device).repeat(num_rows) + num_true
+        positions = torch.cat((step, canvas))[None] + cache.length
+        rotaries = self._rotaries(positions, self.dtype)
+        return NewTokens(token_ids, rotaries, lengths, held[:, None].to(self.device) + step)
+
+    def held(self, cache: KVCache, layer_index: int, lengths: Tensor) -> Prefix:
+        """What one layer holds, by its length on the device.
+
+        Args:
+            cache: of a prefix.
+            layer_index: which layer.
+            lengths: (layers, 4) int32, of which the first column counts: so that each lies as a
+                kernel likes it.
+        """
+        is_sliding = self.config.layers[layer_index].is_sliding
+        return Prefix(
+            *cache.buffers(layer_index),
+            length=lengths[layer_index, :1],
+            window=self.config.sliding_window - 1 if is_sliding else None,
+        )
+
+    def folded_hidden(
+        self,
+        hidden: Tensor,
+        new: NewTokens,
+        prefix: Callable[[int], Prefix],
+        slots: Tensor | None = None,
+        canvas_length: Tensor | None = None,
+    ) -> Tensor:
+        """As `canvas_hidden`, and the new tokens of the prefix with it, whose keys are written.
+
+        A canvas reads of its layer only keys and values, and these are there when it comes to them.
+
+        Args:
+            hidden: (B, C, D), the canvases, embedded.
+            new: the tokens.
+            prefix: what each layer holds with them, by its index.
+            slots: as for `canvas_hidden`.
+            canvas_length: likewise.
+        Returns:
+            as `canvas_hidden`.
+        """
+        num_new, (num_rows, length) = new.token_ids.shape[1], hidden.shape[:2]
+        tokens = torch.cat((self._embed(new.token_ids), hidden.flatten(0, 1)[None]), dim=1)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            attention = layer.self_attn
+            normed = layer.input_layernorm(tokens)
+            heads = attention.project(normed, new.rotaries[layer.config])
+            new_query, new_key, new_value = (part[:, :, :num_new] for part in heads)
+            query, key, value = (  # (B, H or G, C, K)
+                part[0, :, num_new:].view(part.shape[1], num_rows, length, -1).transpose(0, 1)
+                for part in heads
+            )
+            now = prefix(index)
+            now.key.index_copy_(2, new.places[index], new_key)
+            now.value.index_copy_(2, new.places[index], new_value)
+            if index == len(self.layers) - 1:  # of the new tokens only keys and values are read
+                hidden = tokens[0, num_new:].view(num_rows, length, -1)
+                if slots is not None:
+                    hidden = _at(hidden, slots)
+                    query = _at(query.transpose(1, 2), slots).transpose(1, 2)
+                attended = attention.attend_canvas(query, key, value, now, canvas_length)
+                return layer.finish(hidden, attended, layer.layer_scalar)
+            before = now._replace(length=new.lengths[index, :1])
+            attended = torch.cat(
+                (
+                    attention.attend_canvas(new_query, new_key, new_value, before, causal=True),
+                    attention.attend_canvas(query, key, value, now, canvas_length).flatten(0, 1)[
+                        None
+                    ],
+                ),
+                dim=1,
+            )
+            tokens = layer.finish(tokens, attended, None)
+            tokens[:, :num_new] *= layer.encoder_layer_scalar
+            tokens[:, num_new:] *= layer.layer_scalar
+        raise AssertionError("a model has layers")
 
     def forward_joint(
         self,

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from .cache import KVCache
 from .canvas import Canvas
-from .denoise import denoise
+from .device_loop import DeviceLoop
 from .layers import held_weights
+from .loops import Denoiser
 from .model import DiffusionGemma
 
 CANVASES = (32, 64, 128, 256)
@@ -38,7 +39,9 @@ class Row:
     """One thing that was timed.
 
     Attributes:
-        what: "pass", "prefill", "incremental prefill", "fill" or "protocol".
+        what: "pass", "prefill", "incremental prefill", "fill" or "protocol"; and of the loop on the
+            device "pass" and "first pass", with new tokens or without, each as it is ("eager") and
+            as a CUDA graph ("graph").
         canvas: its slots; 0 for a prefill.
         prefix: tokens before it.
         passes: of the decoder.
@@ -76,10 +79,26 @@ class Bench:
         model: on the device that counts.
         plan: what is timed. When its seconds are over, what is left is not timed.
         seed: of the random tokens.
+        on_device: whether to time the loop on the device, and fills by it; None for where it is
+            the one that runs.
     """
 
-    def __init__(self, model: DiffusionGemma, plan: Plan | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: DiffusionGemma,
+        plan: Plan | None = None,
+        seed: int = 0,
+        *,
+        on_device: bool | None = None,
+    ) -> None:
         self.model = model
+        is_gpu = model.device.type == "cuda"
+        self._loops: dict[str, DeviceLoop] = {}
+        if is_gpu if on_device is None else on_device:
+            self._loops["eager"] = DeviceLoop(model)
+        if self._loops and is_gpu:
+            self._loops["graph"] = DeviceLoop.on(model)
+        self._denoise = Denoiser(model, next(reversed(self._loops.values()), None))
         self.plan = plan or Plan()
         self.left_out: list[str] = []  # what was not timed, and why
         self._generator = torch.Generator(model.device).manual_seed(seed)
@@ -109,7 +128,12 @@ class Bench:
         for canvas in canvases:
             if not self._is_over(f"a pass at canvas {canvas}, prefix {prefix}"):
                 yield self._pass(cache, canvas)
+                for how, loop in self._loops.items():
+                    yield self._loop_pass(cache, canvas, how, loop)
         if max(canvases) >= 2 * HOLE and not self._is_over(f"a fill at prefix {prefix}"):
+            for how, loop in self._loops.items():
+                yield self._first_pass(cache, how, loop, 0)
+                yield self._first_pass(cache, how, loop, NEW_TOKENS)
             yield self._fill(cache, prefix)
         if prefix == self.plan.protocol_prefix and not self._is_over("the protocol"):
             yield self._protocol(cache, max(canvases))
@@ -191,19 +215,49 @@ class Bench:
         floor = pass_bytes(self.model, canvas, cache.length)
         return self.row("pass", times, floor, canvas=canvas, prefix=cache.length, passes=1)
 
-    def _fill(self, cache: KVCache, prefix: int) -> Row:
-        """What an editor waits for: a few new tokens encoded, then passes over a small canvas."""
-        new, canvas = self.tokens(NEW_TOKENS), self._hole()
+    def _loop_pass(self, cache: KVCache, canvas: int, how: str, loop: DeviceLoop) -> Row:
+        """A later pass of the loop on the device: with the sampler, and what the host reads."""
+        empty = Canvas.open(1, canvas, self.model.device)
+        passes = 1 + _WARM_UP + self.plan.repeats
+        config = dataclasses.replace(self.model.sampler_defaults, max_denoising_steps=passes)
+        steps = loop.denoise(cache, empty, config, self._generator, [])
+        next(steps)
+        times = timed(self.model.device, lambda: next(steps), self.plan.repeats)
+        floor = pass_bytes(self.model, canvas, cache.length)
+        return self.row(f"pass, {how}", times, floor, canvas=canvas, prefix=cache.length, passes=1)
+
+    def _first_pass(self, cache: KVCache, how: str, loop: DeviceLoop, num_new: int) -> Row:
+        """From a canvas with a hole to the first draft, some new tokens encoded on the way."""
+        prefix, canvas = cache.length, self._hole()
+        new_ids = self.tokens(max(1, num_new))[0, :num_new].tolist()
 
         def run() -> None:
             cache.truncate(prefix)
-            self.model.prefill(new, cache)
-            self._denoise(cache, canvas, FILL_PASSES)
+            config = self.model.sampler_defaults
+            next(loop.denoise(cache, canvas, config, self._generator, [], new_ids=new_ids))
+
+        times = timed(self.model.device, run, self.plan.repeats)
+        cache.truncate(prefix)
+        floor = pass_bytes(self.model, 2 * HOLE + num_new, prefix)
+        floor -= self.model.embed_tokens.weight.nbytes  # nothing is believed yet
+        added = f" and {num_new} new tokens" if num_new else ""
+        return self.row(
+            f"first pass{added}, {how}", times, floor, canvas=2 * HOLE, prefix=prefix, passes=1
+        )
+
+    def _fill(self, cache: KVCache, prefix: int) -> Row:
+        """What an editor waits for: a few new tokens encoded, then passes over a small canvas."""
+        new_ids, canvas = self.tokens(NEW_TOKENS)[0].tolist(), self._hole()
+
+        def run() -> None:
+            cache.truncate(prefix)
+            self._draft(cache, canvas, FILL_PASSES, new_ids)
 
         times = timed(self.model.device, run, max(1, self.plan.repeats // 4))
         cache.truncate(prefix)
-        floor = encoder_bytes(self.model, NEW_TOKENS, prefix)
-        floor += FILL_PASSES * pass_bytes(self.model, 2 * HOLE, prefix)
+        floor = FILL_PASSES * pass_bytes(self.model, 2 * HOLE, prefix)
+        if not self._denoise.most_new_tokens:
+            floor += encoder_bytes(self.model, NEW_TOKENS, prefix)
         return self.row(
             "fill",
             times,
@@ -227,7 +281,7 @@ class Bench:
 
         def run() -> None:
             cache.truncate(prefix)
-            committed = self._denoise(cache, canvas, PROTOCOL_PASSES)
+            committed = self._draft(cache, canvas, PROTOCOL_PASSES)
             self.model.prefill(committed, cache)
 
         times = timed(self.model.device, run, max(1, self.plan.repeats // 8))
@@ -244,11 +298,13 @@ class Bench:
             tokens=size,
         )
 
-    def _denoise(self, cache: KVCache, canvas: Canvas, passes: int) -> Tensor:
+    def _draft(
+        self, cache: KVCache, canvas: Canvas, passes: int, new_ids: Sequence[int] = ()
+    ) -> Tensor:
         """A fixed number of passes; (1, C) the last draft."""
         config = dataclasses.replace(self.model.sampler_defaults, max_denoising_steps=passes)
         draft = canvas.token_ids
-        for step in denoise(self.model, cache, canvas, config, self._generator, []):
+        for step in self._denoise(cache, canvas, config, self._generator, [], new_ids=new_ids):
             draft = step.argmax_canvas
         return draft
 

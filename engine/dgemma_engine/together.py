@@ -63,11 +63,13 @@ class Together:
         request: JointRequest,
         on_step: OnJointStep | None,
         cancel: CancellationToken | None,
+        new_ids: Sequence[int] = (),
     ) -> JointFill:
         """Denoise the canvas.
 
         Args:
             cache: of the plan's prompt.
+            new_ids: of the prompt, what the cache does not hold yet; none with drafts.
         """
         config, ends = self._model.sampler_defaults, self._strategy.end_token_ids
         if request.max_steps is not None:
@@ -91,6 +93,7 @@ class Together:
             cancel,
             initial=initial,
             first_step=first_step,
+            new_ids=new_ids,
         ):
             num_passes += 1
             drafts = self._read(step, plan)

@@ -253,7 +253,8 @@ class EngineInfo:
     with at least this `prefix_confidences` are worth showing, 0 .. 1. `languages` are the LSP
     identifiers of those it was trained on; empty where it does not say. `quantization` names the
     formats of the weights that are held in few bits; None where none are. `fills_together` is
-    whether `fill_together` can be asked.
+    whether `fill_together` can be asked. `loop` and `kernels` say which denoising loop runs and
+    which ops run by their kernels, as far as that is known; on a GPU it is.
     """
 
     model: str
@@ -265,6 +266,8 @@ class EngineInfo:
     languages: tuple[str, ...] = ()
     fills_together: bool = False
     quantization: str | None = None
+    loop: str = ""
+    kernels: str = ""
 
 
 class CancellationToken:

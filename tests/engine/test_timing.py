@@ -48,6 +48,20 @@ def test_every_kind_of_row_is_timed() -> None:
     assert bench.left_out == []
 
 
+def test_the_loop_on_the_device_is_timed_beside() -> None:
+    """Later passes at every canvas, first ones with new tokens and without, and fills by it."""
+    plan = Plan((32, 64), (60,), protocol_prefix=60, repeats=2, seconds=60.0)
+    rows = list(Bench(build_model(), plan, on_device=True).rows())
+    assert [row.canvas for row in rows if row.what == "pass, eager"] == [32, 64]
+    without, together = (
+        next(row for row in rows if row.what == f"first pass{added}, eager")
+        for added in ("", " and 16 new tokens")
+    )
+    assert without.floor_ms <= together.floor_ms
+    assert {"fill", "protocol"} < {row.what for row in rows}
+    assert {row.prefix for row in rows} == {60}
+
+
 def test_when_the_time_is_over_the_rest_is_left_out() -> None:
     """And named."""
     bench = Bench(build_model(), Plan((32,), (20,), repeats=1, seconds=0.0))
@@ -139,6 +153,7 @@ def test_the_script_runs_beside_transformers(
     assert all(float(line.split()[-4]) < 1e-4 for line in differences)
     assert "| pass, transformers | 64 | 100 | 1 |" in shown
     assert "| protocol | 64 | 100 | 16 |" in shown
+    assert "| first pass and 16 new tokens, eager | 64 | 100 | 1 |" in shown
     written = path.read_text(encoding="utf-8")
     rows = list(csv.DictReader(written.splitlines()))
     assert {row["weights"] for row in rows} == {weights}

@@ -69,7 +69,9 @@ def head_merge_job() -> list[Job]:
     ]
 
 
-def attention_jobs(size: int, num_tokens: int, num_splits: int) -> list[Job]:
+def attention_jobs(
+    size: int, num_tokens: int, num_splits: int, *, causal: bool = False
+) -> list[Job]:
     """Sliding layers have 8 key heads of 256 channels, full ones 2 of 512; 16 query heads both."""
     kv_heads = 8 if size == 256 else 2
     strides = [
@@ -91,6 +93,7 @@ def attention_jobs(size: int, num_tokens: int, num_splits: int) -> list[Job]:
         "K": size,
         "NUM_SPLITS": num_splits,
         "HAS_WINDOW": size == 256,
+        "CAUSAL": causal,
     }
     if num_splits > 1:
         signature["normalizer"] = "*fp32"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from dgemma_engine.masks import encoder_mask
 from dgemma_kernels import attention, canvas_attention
 from dgemma_kernels.backend import report
 from dgemma_kernels.canvas_attention.kernel import attention_configs
@@ -141,6 +142,33 @@ def test_counts_a_canvas_in_a_longer_buffer(length: int, device: torch.device) -
         query, prefix_key, prefix_value, key, value, window=30, canvas_length=filled
     )
     assert torch.equal(twin, expected)
+
+
+@pytest.mark.parametrize("length", [0, 5, 70, 300])
+@pytest.mark.parametrize("window", [None, 3, 20])
+@pytest.mark.usefixtures("kernels")
+def test_new_tokens_of_the_prefix_see_what_is_before_them(
+    length: int, window: int | None, device: torch.device
+) -> None:
+    """As the encoder has it: causal, and each within the window of its own place."""
+    query, prefix_key, prefix_value, key, value = random_inputs(
+        Shape(H=4, G=2, M=20, C=20, S=300), torch.float32, device
+    )
+    prefix_key[:, :, length:] = float("nan")
+    prefix_value[:, :, length:] = float("nan")
+    filled = torch.tensor([length], dtype=torch.int32, device=device)
+    given = {"prefix_length": filled, "window": window, "causal": True}
+    actual = canvas_attention(query, prefix_key, prefix_value, key, value, **given)
+    assert report()["canvas_attention"] == "triton"
+    expected = attention(
+        query,
+        torch.cat((prefix_key[:, :, :length], key), dim=2),
+        torch.cat((prefix_value[:, :, :length], value), dim=2),
+        encoder_mask(length, 20, None if window is None else window + 1, device),
+    )
+    assert_close("causal", expected, actual)
+    twin = canvas_attention_reference(query, prefix_key, prefix_value, key, value, **given)
+    assert_close("twin", expected, twin)
 
 
 @pytest.mark.usefixtures("kernels")

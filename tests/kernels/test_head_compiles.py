@@ -21,6 +21,8 @@ def kernels(arch: int) -> list[list[Job]]:
         attention_jobs(256, num_tokens=256, num_splits=1),
         attention_jobs(512, num_tokens=64, num_splits=8),
         attention_jobs(512, num_tokens=256, num_splits=1),
+        attention_jobs(256, num_tokens=16, num_splits=4, causal=True),
+        attention_jobs(512, num_tokens=64, num_splits=8, causal=True),
         soft_embedding_jobs(256),
         soft_embedding_jobs(64),
         soft_embedding_jobs(64, from_logits=True),

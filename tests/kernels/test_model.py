@@ -87,7 +87,7 @@ def test_the_head_says_what_the_loop_computes(device: torch.device) -> None:
 def test_the_loop_on_the_device_is_the_plain_loop(
     device: torch.device, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every op of a pass by its kernel, over a canvas of two holes and a prefix."""
+    """Every op of a pass by its kernel, over a canvas of two holes; a prefix whose end is new."""
     layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
     model = build_model(head_dim=16, vocab_size=150, num_experts=2, **layers).to(device)
     config = SamplerConfig(
@@ -102,13 +102,17 @@ def test_the_loop_on_the_device_is_the_plain_loop(
     canvas = Canvas(ids, hole, banned, allowed, starts)
     randoms = Randoms.of(generator, num_steps=3, shape=(1, 6), num_slots=3, vocab_size=150)
     with use_backend(Backend.REFERENCE):
-        cache = model.prefill(torch.arange(40, device=device)[None])
-        given = (cache, canvas, config, generator)
-        expected = list(denoise(model, *given, _criteria(config), randoms=randoms))
+        prompt = torch.arange(40, device=device)[None]
+        cache, given = model.prefill(prompt), (canvas, config, generator)
+        expected = list(denoise(model, cache, *given, _criteria(config), randoms=randoms))
+        cache = model.prefill(prompt[:, :33])
     request.getfixturevalue("kernels")
     small = Size(rows=1, canvas=8, slots=4, holes=2, steps=4)  # larger ones take long here
     monkeypatch.setattr(Size, "holding", lambda *_: small)
-    actual = list(DeviceLoop(model).denoise(*given, _criteria(config), randoms=randoms))
+    steps = DeviceLoop(model).denoise(
+        cache, *given, _criteria(config), randoms=randoms, new_ids=prompt[0, 33:].tolist()
+    )
+    actual = list(steps)
     ops = ("canvas_attention", "moe_experts", "vocab_head", "soft_embedding", "entropy_accept")
     assert {op: report()[op] for op in ops} == dict.fromkeys(ops, "triton")
     for plain, step in zip(expected, actual, strict=True):

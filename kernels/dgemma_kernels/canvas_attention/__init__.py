@@ -20,11 +20,14 @@ def canvas_attention(
     prefix_length: Tensor | None = None,
     window: int | None = None,
     canvas_length: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Attend to the prefix and to the whole canvas, without a mask and with a scale of 1.
 
     Every query sees the same keys, however far into the canvas it stands: on a layer with a window
-    the last `window` keys of the prefix, and always all of the canvas.
+    the last `window` keys of the prefix, and always all of the canvas. With `causal` they are new
+    tokens of the prefix instead: each sees itself and what is before it, on a layer with a window
+    the last `window` of these.
 
     Args:
         query: (B, H, M, K), all canvas positions or some of them. Not modified.
@@ -37,6 +40,7 @@ def canvas_attention(
             cache of fixed size thus serves a captured CUDA graph while it fills.
         window: how many keys of the prefix are seen at most; None for all.
         canvas_length: () or (1,) int32 on the device, how many of the C keys count; None for all.
+        causal: whether query m stands at key m of the C and sees none behind it.
     Returns:
         (B, H, M, K), dtype of `query`.
     Source: transformers 5.23 DiffusionGemmaDecoderTextAttention with `sdpa` over a DynamicCache.
@@ -52,6 +56,7 @@ def canvas_attention(
             prefix_length=prefix_length,
             window=window,
             canvas_length=canvas_length,
+            causal=causal,
         )
 
     if not wants_kernel("canvas_attention", query.device):
@@ -63,7 +68,11 @@ def canvas_attention(
         "canvas_attention",
         why_not_these(*tensors) or kernel.why_not(*tensors),
         lambda: kernel.canvas_attention_kernel(
-            *tensors, prefix_length=prefix_length, window=window, canvas_length=canvas_length
+            *tensors,
+            prefix_length=prefix_length,
+            window=window,
+            canvas_length=canvas_length,
+            causal=causal,
         ),
         twin,
     )

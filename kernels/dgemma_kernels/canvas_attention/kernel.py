@@ -53,6 +53,7 @@ def _canvas_attention_kernel(
     K: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
@@ -128,11 +129,20 @@ def _canvas_attention_kernel(
         if UPCAST:
             key_tile = key_tile.to(tl.float32)
         score = tl.dot(rows, key_tile, input_precision="ieee")
-        score = tl.where(is_key[None, :], score, float("-inf"))
-        # Every tile holds at least one key, so the maximum is finite.
+        is_seen = is_key[None, :]
+        if CAUSAL:
+            distance = tl.where(is_prefix, prefix_end, 0) + token[:, None] - start - column[None, :]
+            is_seen = is_seen & (distance >= 0)
+            if HAS_WINDOW:
+                is_seen = is_seen & (distance <= window)
+        score = tl.where(is_seen, score, float("-inf"))
         higher = tl.maximum(maximum, tl.max(score, 1))
-        probability = tl.exp(score - higher[:, None])
-        shrink = tl.exp(maximum - higher)
+        # Every tile holds at least one key: only where not all see it may the maximum be infinite.
+        finite = higher
+        if CAUSAL:
+            finite = tl.where(higher == float("-inf"), 0.0, higher)
+        probability = tl.exp(score - finite[:, None])
+        shrink = tl.exp(maximum - finite)
         total = total * shrink + tl.sum(probability, 1)
         maximum = higher
         result = result * shrink[:, None]
@@ -198,6 +208,7 @@ def canvas_attention_kernel(
     prefix_length: Tensor | None,
     window: int | None,
     canvas_length: Tensor | None,
+    causal: bool,
 ) -> Tensor:
     """Launch. Arguments as `dgemma_kernels.canvas_attention`; `why_not` lets them pass."""
     batch, num_heads, num_queries, size = query.shape
@@ -251,6 +262,7 @@ def canvas_attention_kernel(
             K=size,
             NUM_SPLITS=num_splits,
             HAS_WINDOW=window is not None,
+            CAUSAL=causal,
             BLOCK_R=blocks.rows,
             BLOCK_L=blocks.columns,
             **blocks.options(),

@@ -18,6 +18,7 @@ def canvas_attention_reference(
     prefix_length: Tensor | None = None,
     window: int | None = None,
     canvas_length: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """See `dgemma_kernels.canvas_attention`."""
     end = prefix_key.shape[2] if prefix_length is None else int(prefix_length)
@@ -27,6 +28,14 @@ def canvas_attention_reference(
     seen_value = prefix_value[:, :, start:end].expand(batch, -1, -1, -1)
     if canvas_length is not None:
         key, value = key[:, :, : int(canvas_length)], value[:, :, : int(canvas_length)]
+    mask = None
+    if causal:
+        num_seen, num_new = end - start, key.shape[2]
+        place = torch.arange(-num_seen, num_new, device=query.device)[None, :]
+        distance = torch.arange(query.shape[2], device=query.device)[:, None] - place
+        mask = distance >= 0
+        if window is not None:
+            mask &= distance <= window
     return attention(
-        query, torch.cat((seen_key, key), dim=2), torch.cat((seen_value, value), dim=2), mask=None
+        query, torch.cat((seen_key, key), dim=2), torch.cat((seen_value, value), dim=2), mask
     )
