@@ -16,9 +16,11 @@ from dgemma_kernels.backend import Backend, backend_for
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
-from .denoise import DenoisingStep, denoise
+from .denoise import DenoisingStep, denoise, denoise_in_passes
 from .device_loop import DeviceLoop
 from .model import DiffusionGemma
+from .passes import Pass
+from .sampler import Randoms
 from .stopping import StoppingCriterion
 from .types import CancellationToken
 
@@ -64,3 +66,38 @@ class Denoiser:
             if not self._why_plain:
                 return self._loop.denoise(*given, initial=initial, first_step=first_step)
         return denoise(self._model, *given, initial=initial, first_step=first_step)
+
+    def in_passes(
+        self,
+        cache: KVCache,
+        canvas: Canvas,
+        config: SamplerConfig,
+        generator: torch.Generator,
+        criteria: Sequence[StoppingCriterion],
+        cancel: CancellationToken | None = None,
+        *,
+        initial: Tensor | None = None,
+        first_step: int = 0,
+    ) -> Generator[DenoisingStep | Pass, Tensor | None, None]:
+        """See `denoise.denoise_in_passes`; what is random is what `__call__` would draw."""
+        randoms = None
+        if self._loop is not None and not self._loop.why_not(canvas, config, criteria):
+            randoms = Randoms.of(
+                generator,
+                num_steps=config.max_denoising_steps,
+                shape=(canvas.token_ids.shape[0], canvas.token_ids.shape[1]),
+                num_slots=int(canvas.hole_mask.sum(dim=-1).max()),
+                vocab_size=self._model.config.vocab_size,
+            )
+        return denoise_in_passes(
+            self._model,
+            cache,
+            canvas,
+            config,
+            generator,
+            criteria,
+            cancel,
+            initial=initial,
+            first_step=first_step,
+            randoms=randoms,
+        )
