@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -329,6 +330,16 @@ def test_it_draws_what_the_loop_on_the_device_draws(tmp_path: Path) -> None:
         assert_same(result, outcomes[index])
 
 
-def test_a_cpu_gains_nothing(marked: DiffusionEngine) -> None:
-    """There the default is one by one."""
-    assert rows_that_gain(marked.model) == marked.most_at_once == 1
+@pytest.mark.parametrize(
+    ("device", "parameters", "expected"),
+    [("cpu", 26_000_000_000, 1), ("cuda", 4_000_000, 1), ("cuda", 26_000_000_000, 4)],
+)
+def test_where_it_gains(device: str, parameters: int, expected: int) -> None:
+    """Not on a CPU, and not for a model whose pass is its launches."""
+    model = SimpleNamespace(device=torch.device(device), num_parameters=parameters)
+    assert rows_that_gain(model) == expected  # type: ignore[arg-type]
+
+
+def test_by_default_it_is_what_gains(marked: DiffusionEngine) -> None:
+    """On a CPU one by one."""
+    assert marked.most_at_once == 1
