@@ -70,6 +70,12 @@ def cli() -> None:
     "--tcp", is_flag=True, help="Loopback and a token in a private file, not a Unix socket."
 )
 @click.option("--http", metavar="HOST:PORT", help="Speak HTTP there too, on loopback.")
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    help="Fill for so many clients at once; 1 for one by one.  [default: as the device gains]",
+)
 @click.option("--replace", is_flag=True, help="End the engine that runs there first, if any.")
 @click.option("--no-token", is_flag=True, help="Let every program of this machine use --http.")
 @click.option(
@@ -88,6 +94,7 @@ def serve(
     cache_mib: int,
     tcp: bool,
     http: str | None,
+    batch: int | None,
     replace: bool,
     no_token: bool,
     context_chars: int,
@@ -121,6 +128,7 @@ def serve(
         place,
         idle_seconds=idle_minutes * 60 or None,
         over_tcp=tcp or not HAS_UNIX_SOCKETS,
+        batch=batch,
         more=more,
     )
 

@@ -49,6 +49,12 @@ class Prefix(NamedTuple):
     window: int | None = None
 
 
+class Prefixes(NamedTuple):
+    """Several prefixes, each read by canvases of its own: as many as its keys have rows."""
+
+    parts: tuple[Prefix, ...]
+
+
 class Attention(nn.Module):
     """q, k, v and output projections with query and key norms, named as in the checkpoint."""
 
@@ -99,7 +105,7 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        prefix: Prefix,
+        prefix: Prefix | Prefixes,
         canvas_length: Tensor | None = None,
         *,
         causal: bool = False,
@@ -110,28 +116,48 @@ class Attention(nn.Module):
             query: (B, H, M, K), all positions of the canvas or some.
             key: (B, G, C, K), of the canvas.
             value: as `key`.
-            prefix: what the canvas reads of the cache.
+            prefix: what the canvas reads of the cache, or the canvases of theirs.
             canvas_length: (1,) int32, how many of the C keys count; None for all.
             causal: the C are no canvas but new tokens of the prefix, M of them.
         Returns:
             (B, M, D).
         """
-        heads = canvas_attention(
-            query,
-            prefix.key,
-            prefix.value,
-            key,
-            value,
-            prefix_length=prefix.length,
-            window=prefix.window,
-            canvas_length=canvas_length,
-            causal=causal,
-        )
-        return self._project_back(heads)
+        if isinstance(prefix, Prefix):
+            return self._project_back(
+                _heads(query, key, value, prefix, canvas_length, causal=causal)
+            )
+        assert not causal, "new tokens are of one prefix"
+        rows = [len(part.key) for part in prefix.parts]
+        queries, keys, values = (torch.split(tensor, rows) for tensor in (query, key, value))
+        each = zip(queries, keys, values, prefix.parts, strict=True)
+        return self._project_back(torch.cat([_heads(*one, canvas_length) for one in each]))
 
     def _project_back(self, heads: Tensor) -> Tensor:
         output: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
         return output
+
+
+def _heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Prefix,
+    canvas_length: Tensor | None,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """(B, H, M, K), before they are projected back."""
+    return canvas_attention(
+        query,
+        prefix.key,
+        prefix.value,
+        key,
+        value,
+        prefix_length=prefix.length,
+        window=prefix.window,
+        canvas_length=canvas_length,
+        causal=causal,
+    )
 
 
 def build_rotary(layer: LayerConfig, position_ids: Tensor, dtype: torch.dtype) -> Rotary:

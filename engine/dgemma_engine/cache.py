@@ -299,9 +299,13 @@ class PrefixCaches:
         self._caches.move_to_end(client)
         return self._caches[client]
 
-    def trim(self) -> None:
-        """Let the ones go that were not used for longest, until the rest is within the plan."""
-        while len(self._caches) > 1 and (
+    def trim(self, num_used: int = 1) -> None:
+        """Let the ones go that were not used for longest, until the rest is within the plan.
+
+        Args:
+            num_used: so many of the last stay whatever they hold.
+        """
+        while len(self._caches) > num_used and (
             len(self._caches) > self._max_clients or self.num_bytes > self.max_bytes
         ):
             self._caches.popitem(last=False)

@@ -22,6 +22,7 @@ from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
 from .model import DiffusionGemma
+from .passes import Pass
 from .sampler import Randoms, accept, draw, noise
 from .schedule import min_accepted, noise_proportion, temperature
 from .stopping import StoppingCriterion
@@ -104,6 +105,46 @@ def denoise(
     Source: transformers 5.23 DiffusionGemmaGenerationMixin; the same random stream is drawn in the
         same order, so with nothing clamped and `candidates="sample"` the same tokens come out.
     """
+    steps = denoise_in_passes(
+        model,
+        cache,
+        canvas,
+        config,
+        generator,
+        criteria,
+        cancel,
+        initial=initial,
+        first_step=first_step,
+        randoms=randoms,
+    )
+    given: Tensor | None = None
+    while True:
+        try:
+            found = steps.send(given)
+        except StopIteration:
+            return
+        given = found.alone(model) if isinstance(found, Pass) else (yield found)
+
+
+@torch.no_grad()
+def denoise_in_passes(
+    model: DiffusionGemma,
+    cache: KVCache,
+    canvas: Canvas,
+    config: SamplerConfig,
+    generator: torch.Generator,
+    criteria: Sequence[StoppingCriterion],
+    cancel: CancellationToken | None = None,
+    *,
+    initial: Tensor | None = None,
+    first_step: int = 0,
+    randoms: Randoms | None = None,
+) -> Generator[DenoisingStep | Pass, Tensor | None, None]:
+    """As `denoise`, with the passes left to whoever runs it.
+
+    Yields:
+        before each step the pass that it needs, which `send(logits)` answers; and each step.
+    """
     vocab_size = model.config.vocab_size
     shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
     num_slots = canvas.hole_mask.sum(dim=-1)  # (B,)
@@ -121,8 +162,9 @@ def denoise(
         if cancel is not None:
             cancel.raise_if_cancelled()
         token_ids = canvas.impose(token_ids)
-        logits = model.denoise_logits(token_ids, cache, self_conditioning_logits, slots)
-        logits = part.restrict(logits / temperature(step, config))  # (B, M, V)
+        answer = yield Pass(token_ids, cache, self_conditioning_logits, slots)
+        assert answer is not None, "a pass has to be answered"
+        logits = part.restrict(answer / temperature(step, config))  # (B, M, V)
         argmax = logits.argmax(dim=-1)
         if config.candidates == "argmax":
             candidates = argmax

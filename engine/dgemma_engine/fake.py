@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 
 from .errors import HolesTooFarApart
+from .lockstep import run_in_step
 from .types import (
     CancellationToken,
     ChatRequest,
+    ClientFill,
     Decoder,
     DraftStep,
     DraftToken,
@@ -21,6 +23,7 @@ from .types import (
     InfillResult,
     JointRequest,
     JointResult,
+    OnFilled,
     OnJointStep,
     OnStep,
     StopReason,
@@ -33,7 +36,8 @@ class FakeEngine:
 
     Claims `confidence` for all of its text. Fills up to `most_together` holes together, if that is
     more than one. Keeps every request it was given in `requests` and `joint_requests`, how many
-    were cancelled in `num_cancelled`, and which clients left in `forgotten`.
+    were cancelled in `num_cancelled`, which clients left in `forgotten`, and those of each
+    `fill_many` in `batches`; a pass of several fills takes as long as one.
     """
 
     def __init__(
@@ -44,16 +48,19 @@ class FakeEngine:
         pass_seconds: float = 0.0,
         confidence: float = 1.0,
         most_together: int = 0,
+        most_at_once: int = 1,
     ) -> None:
         self._answer = answer
         self._num_passes = num_passes
         self._pass_seconds = pass_seconds
         self._confidence = confidence
         self._most_together = most_together
+        self.most_at_once = most_at_once
         self.requests: list[InfillRequest] = []
         self.joint_requests: list[JointRequest] = []
         self.num_cancelled = 0
         self.forgotten: list[str] = []
+        self.batches: list[tuple[str, ...]] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -135,6 +142,29 @@ class FakeEngine:
         *,
         client: str = "",
     ) -> InfillResult:
+        fill = self._passes(request, on_step, cancel)
+        while True:
+            try:
+                next(fill)
+            except StopIteration as end:
+                result: InfillResult = end.value
+                return result
+            time.sleep(self._pass_seconds)
+
+    def fill_many(self, calls: Sequence[ClientFill], on_done: OnFilled) -> None:
+        self.batches.append(tuple(call.client for call in calls))
+
+        def answer(passes: list[bool]) -> list[bool]:
+            time.sleep(self._pass_seconds)
+            return passes
+
+        fills = [self._passes(call.request, call.on_step, call.cancel) for call in calls]
+        run_in_step(fills, answer, on_done)
+
+    def _passes(
+        self, request: InfillRequest, on_step: OnStep | None, cancel: CancellationToken | None
+    ) -> Generator[bool, bool | None, InfillResult]:
+        """A fill that yields before each pass."""
         self.requests.append(request)
         text = self._answer(request)
         start = time.monotonic()
@@ -146,7 +176,7 @@ class FakeEngine:
             if request.deadline is not None and time.monotonic() > request.deadline:
                 num_passes, stop_reason = step, StopReason.DEADLINE
                 break
-            time.sleep(self._pass_seconds)
+            yield True
             if on_step is not None:
                 tokens = (DraftToken(text, confidence=1.0, is_accepted=True),)
                 on_step(DraftStep(step, self._num_passes, text, tokens, mean_entropy=0.0))

@@ -12,14 +12,15 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .batching import rows_that_gain
 from .cache import KVCache, PrefixCaches
 from .canvas import Canvas
 from .checkpoint import load_checkpoint, load_configs
@@ -30,10 +31,12 @@ from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft
 from .errors import CheckpointError, OutOfMemory, RequestError
 from .judge import Judge, length_posterior
 from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
+from .lockstep import run_in_step
 from .loops import Denoiser, describe_kernels
 from .machine import free_memory
 from .memory import QUANTIZATIONS, memory_plan
 from .model import DiffusionGemma
+from .passes import Pass, together
 from .revise import first_step_of, renoised
 from .run_form import fastest_dtype
 from .sampler import noise
@@ -47,6 +50,7 @@ from .tokenizer import Tokenizer
 from .types import (
     CancellationToken,
     ChatRequest,
+    ClientFill,
     Decoder,
     DraftStep,
     EngineInfo,
@@ -55,6 +59,7 @@ from .types import (
     InfillResult,
     JointRequest,
     JointResult,
+    OnFilled,
     OnJointStep,
     OnStep,
     StopReason,
@@ -76,6 +81,15 @@ _SAMPLE = InfillRequest(
 _NOBODY = "warming up"
 # Starts of a fill that are compared where the line goes on behind the hole.
 _MOST_CUTS = 16
+
+_T = TypeVar("_T")
+# Work that may ask for passes, or let others on with None, and be answered with the logits.
+_InPasses = Generator[Pass | None, Tensor | None, _T]
+_Steps = (
+    Generator[DenoisingStep, Tensor | None, None]
+    | Generator[DenoisingStep | Pass, Tensor | None, None]
+)
+_Denoise = Callable[..., _Steps]
 
 
 def build_engine(
@@ -250,7 +264,37 @@ class DiffusionEngine:
     ) -> InfillResult:
         """Fill a hole; see `ManyClientEngine.fill`."""
         with self._at_work(client, lambda: len(self.strategy.plan(request).prompt_ids)):
-            return self._fill(None, request, on_step, cancel)
+            return self._alone(self._fill(None, request, on_step, cancel, self._denoise))
+
+    @property
+    def most_at_once(self) -> int:
+        """See `ManyClientEngine.most_at_once`."""
+        return rows_that_gain(self.model)
+
+    def fill_many(self, calls: Sequence[ClientFill], on_done: OnFilled) -> None:
+        """Fill holes of several clients at once; see `ManyClientEngine.fill_many`.
+
+        All do as they would alone, in step: the passes that they need at a time are one pass.
+        Prompts are encoded, tokens written left to right and texts judged one after the other.
+        The next one begins when the prompts of those before are within the caches' plan.
+        """
+        if len({call.client for call in calls}) < len(calls):
+            raise ValueError("two of the fills are of one client; its cache holds one prompt")
+
+        def may_begin(num_begun: int) -> bool:
+            self.caches.trim(num_begun)
+            return self.caches.num_bytes <= self.caches.max_bytes
+
+        with self._lock:
+            try:
+                run_in_step(
+                    [self._beside_others(call) for call in calls],
+                    lambda passes: together(self.model, passes),
+                    on_done,
+                    may_begin=may_begin,
+                )
+            finally:
+                self.caches.trim()
 
     def chat(
         self,
@@ -276,7 +320,7 @@ class DiffusionEngine:
             deadline=request.deadline,
         )
         with self._at_work(client, lambda: len(plan.prompt_ids)):
-            return self._fill(plan, hole, on_step, cancel)
+            return self._alone(self._fill(plan, hole, on_step, cancel, self._denoise))
 
     def forget(self, client: str) -> None:
         """See `ManyClientEngine.forget`."""
@@ -305,11 +349,46 @@ class DiffusionEngine:
             try:
                 yield
             except torch.OutOfMemoryError as error:
-                self.caches.forget(client)
-                self._serve("")
-                raise OutOfMemory(self._fitting(count_tokens())) from error
+                raise self._out_of_memory(client, count_tokens()) from error
             finally:
                 self.caches.trim()
+
+    def _alone(self, fill: _InPasses[InfillResult]) -> InfillResult:
+        """Do a fill, and every pass that it asks for."""
+        answer: Tensor | None = None
+        while True:
+            try:
+                wanted = fill.send(answer)
+            except StopIteration as end:
+                result: InfillResult = end.value
+                return result
+            answer = None if wanted is None else wanted.alone(self.model)
+
+    def _beside_others(self, call: ClientFill) -> _InPasses[InfillResult]:
+        """A fill between whose passes the engine works for other clients.
+
+        Raises:
+            OutOfMemory: as `_at_work`.
+        """
+        fill = self._fill(None, call.request, call.on_step, call.cancel, self._denoise.in_passes)
+        answer: Tensor | None = None
+        try:
+            while True:
+                self._serve(call.client)
+                answer = yield fill.send(answer)
+        except StopIteration as end:
+            result: InfillResult = end.value
+            return result
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(
+                call.client, len(self.strategy.plan(call.request).prompt_ids)
+            ) from error
+
+    def _out_of_memory(self, client: str, tokens: int) -> OutOfMemory:
+        """Free what the client held, and say what would fit."""
+        self.caches.forget(client)
+        self._serve("")
+        return OutOfMemory(self._fitting(tokens))
 
     def _fitting(self, tokens: int) -> str:
         """What to say when a fill with so many tokens of context ran out of memory."""
@@ -332,7 +411,8 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
-    ) -> InfillResult:
+        denoise: _Denoise,
+    ) -> _InPasses[InfillResult]:
         start = time.monotonic()
         plan = plan or self.strategy.plan(request)
         decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
@@ -356,11 +436,11 @@ class DiffusionEngine:
         cache, num_cached, new_ids = self._prefix_cache.prepare(plan.prompt_ids, most_new)
         encode_ms = (time.monotonic() - start) * 1000
         if decoder is Decoder.LEFT_TO_RIGHT:
-            fill = self._write(plan, request, on_step, cancel)
+            fill = yield from self._write(plan, request, on_step, cancel)
         elif request.draft:
-            fill = self._revise(cache, plan, request, on_step, cancel)
+            fill = yield from self._revise(cache, plan, request, on_step, cancel, denoise)
         else:
-            fill = self._diffuse(cache, new_ids, plan, request, on_step, cancel)
+            fill = yield from self._diffuse(cache, new_ids, plan, request, on_step, cancel, denoise)
         if (
             request.decoder is Decoder.AUTO
             and not request.draft
@@ -428,7 +508,7 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
-    ) -> _Fill:
+    ) -> _InPasses[_Fill]:
         assert plan.rules is not None
         reason = StopReason.END
         num_passes, draft = 0, Draft([], [], [0.0], [], has_ended=False)
@@ -454,6 +534,7 @@ class DiffusionEngine:
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE
                 break
+            yield None
         if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
             reason = StopReason.MAX_STEPS
         if reason is not StopReason.DEADLINE and request.num_tokens is None:
@@ -513,27 +594,30 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
-    ) -> _Fill:
+        denoise: _Denoise,
+    ) -> _InPasses[_Fill]:
         config = self.model.sampler_defaults
         if request.max_steps is not None:
             config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
         generator = torch.Generator(self.model.device).manual_seed(request.seed)
         canvas, num_passes = plan.canvas, 0
         if plan.rules is None and canvas.token_ids.shape[0] > 1:
-            canvas = self._rank_lengths(cache, new_ids, canvas, config, generator, cancel)
+            canvas = yield from self._rank_lengths(
+                cache, new_ids, canvas, config, generator, cancel, denoise
+            )
             num_passes, new_ids = num_passes + 1, []
         elif plan.candidates:
             assert plan.exact_canvas is not None
             lengths = plan.candidates
             if plan.num_drafts < len(lengths):
-                lengths = self._likely_lengths(cache, plan, generator)
+                lengths = yield from self._likely_lengths(cache, plan, generator)
                 num_passes += 1
             canvas = plan.exact_canvas(lengths)
 
         done = Draft([], [], [], [], has_ended=False)
         while True:
             reason, last = StopReason.MAX_STEPS, None
-            steps = self._denoise(
+            steps = denoise(
                 cache,
                 canvas,
                 config,
@@ -543,7 +627,7 @@ class DiffusionEngine:
                 new_ids=new_ids,
             )
             kept: Tensor | None = None
-            while (step := _next(steps, kept)) is not None:
+            while (step := (yield from _next(steps, kept))) is not None:
                 last, kept = step, None
                 num_passes += 1
                 if on_step is not None:
@@ -582,7 +666,8 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
-    ) -> _Fill:
+        denoise: _Denoise,
+    ) -> _InPasses[_Fill]:
         """Denoise a draft again: its least likely tokens become noise, the others stay to begin.
 
         One pass over the draft as it stands says how likely each token is. What comes out is the
@@ -609,7 +694,7 @@ class DiffusionEngine:
         num_steps = config.max_denoising_steps
         reason, num_passes = StopReason.MAX_STEPS, 1
         last: DenoisingStep | None = None
-        for last in self._denoise(
+        steps = denoise(
             cache,
             canvas,
             config,
@@ -618,7 +703,9 @@ class DiffusionEngine:
             cancel,
             initial=initial,
             first_step=first_step_of(request.strength, num_steps),
-        ):
+        )
+        while (step := (yield from _next(steps, None))) is not None:
+            last = step
             num_passes += 1
             if on_step is not None:
                 draft = self._read(last, canvas, 0)
@@ -671,13 +758,14 @@ class DiffusionEngine:
 
     def _likely_lengths(
         self, cache: KVCache, plan: InfillPlan, generator: torch.Generator
-    ) -> tuple[int, ...]:
+    ) -> _InPasses[tuple[int, ...]]:
         """The likeliest candidates after one pass over a canvas that leaves the length open."""
         canvas = plan.canvas
         slots = canvas.hole_slots()
         shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
         token_ids = canvas.impose(noise(shape, self.model.config.vocab_size, generator))
-        logits = self.model.denoise_logits(token_ids, cache, None, slots)
+        logits = yield Pass(token_ids, cache, None, slots)
+        assert logits is not None
         posterior = length_posterior(canvas.part(slots).restrict(logits)[0])
         chances = posterior[torch.tensor(plan.candidates, device=posterior.device)]
         best = chances.topk(min(plan.num_drafts, len(plan.candidates))).indices
@@ -691,11 +779,13 @@ class DiffusionEngine:
         config: SamplerConfig,
         generator: torch.Generator,
         cancel: CancellationToken | None,
-    ) -> Canvas:
+        denoise: _Denoise,
+    ) -> _InPasses[Canvas]:
         """One pass over all candidate lengths; the rows that promise most."""
         once = dataclasses.replace(config, max_denoising_steps=1)
-        steps = self._denoise(cache, canvas, once, generator, [], cancel, new_ids=new_ids)
-        (step,) = steps
+        steps = denoise(cache, canvas, once, generator, [], cancel, new_ids=new_ids)
+        step = yield from _next(steps, None)
+        assert step is not None
         scores = mean_log_confidence(step, canvas)
         best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
         return canvas.select(best)
@@ -713,11 +803,14 @@ class DiffusionEngine:
         return self._texts.step(step, max_steps, draft, plan.healed, text)
 
 
-def _next(
-    steps: Generator[DenoisingStep, Tensor | None, None], rows: Tensor | None
-) -> DenoisingStep | None:
+def _next(steps: _Steps, rows: Tensor | None) -> _InPasses[DenoisingStep | None]:
     """The next step, of these rows alone if any are named; None after the last one."""
-    try:
-        return next(steps) if rows is None else steps.send(rows)
-    except StopIteration:
-        return None
+    given = rows
+    while True:
+        try:
+            found = steps.send(given)
+        except StopIteration:
+            return None
+        if isinstance(found, DenoisingStep):
+            return found
+        given = yield found

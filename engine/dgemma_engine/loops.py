@@ -16,9 +16,11 @@ from dgemma_kernels.backend import Backend, backend_for, report
 from .cache import KVCache
 from .canvas import Canvas
 from .config import SamplerConfig
-from .denoise import DenoisingStep, denoise
+from .denoise import DenoisingStep, denoise, denoise_in_passes
 from .device_loop import MOST_NEW_TOKENS, DeviceLoop
 from .model import DiffusionGemma
+from .passes import Pass
+from .sampler import Randoms
 from .stopping import StoppingCriterion
 from .types import CancellationToken
 
@@ -81,8 +83,53 @@ class Denoiser:
                     *given, initial=initial, first_step=first_step, new_ids=new_ids
                 )
         if new_ids:
-            self._model.prefill(torch.tensor([list(new_ids)], device=self._model.device), cache)
+            self._encode(new_ids, cache)
         return denoise(self._model, *given, initial=initial, first_step=first_step)
+
+    def _encode(self, new_ids: Sequence[int], cache: KVCache) -> None:
+        self._model.prefill(torch.tensor([list(new_ids)], device=self._model.device), cache)
+
+    def in_passes(
+        self,
+        cache: KVCache,
+        canvas: Canvas,
+        config: SamplerConfig,
+        generator: torch.Generator,
+        criteria: Sequence[StoppingCriterion],
+        cancel: CancellationToken | None = None,
+        *,
+        initial: Tensor | None = None,
+        first_step: int = 0,
+        new_ids: Sequence[int] = (),
+    ) -> Generator[DenoisingStep | Pass, Tensor | None, None]:
+        """See `denoise.denoise_in_passes`; what is random is what `__call__` would draw.
+
+        Args:
+            new_ids: as in `__call__`, encoded before the first pass.
+        """
+        if new_ids:
+            self._encode(new_ids, cache)
+        randoms = None
+        if self._loop is not None and not self._loop.why_not(canvas, config, criteria):
+            randoms = Randoms.of(
+                generator,
+                num_steps=config.max_denoising_steps,
+                shape=(canvas.token_ids.shape[0], canvas.token_ids.shape[1]),
+                num_slots=int(canvas.hole_mask.sum(dim=-1).max()),
+                vocab_size=self._model.config.vocab_size,
+            )
+        return denoise_in_passes(
+            self._model,
+            cache,
+            canvas,
+            config,
+            generator,
+            criteria,
+            cancel,
+            initial=initial,
+            first_step=first_step,
+            randoms=randoms,
+        )
 
 
 def describe_kernels() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dgemma_kernels import residual_norm, soft_embedding
 
-from .attention import Attention, Prefix, Rotary, build_rotary
+from .attention import Attention, Prefix, Prefixes, Rotary, build_rotary
 from .cache import KVCache
 from .config import LayerConfig, ModelConfig, SamplerConfig
 from .errors import ContextTooLong, RequestError
@@ -321,7 +321,7 @@ class DiffusionGemma(nn.Module):
         self,
         hidden: Tensor,
         rotaries: Mapping[LayerConfig, Rotary],
-        prefix: Callable[[int], Prefix],
+        prefix: Callable[[int], Prefix | Prefixes],
         slots: Tensor | None = None,
         canvas_length: Tensor | None = None,
     ) -> Tensor:

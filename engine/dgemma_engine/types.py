@@ -7,7 +7,7 @@ It knows text, not Positions, files or editors. Read `infill.py` next: what a re
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -386,8 +386,38 @@ class ChatRequest:
             raise RequestError("the last turn of a conversation must be the user's")
 
 
+@dataclass(frozen=True, slots=True)
+class ClientFill:
+    """The arguments of a `ManyClientEngine.fill`, for one of many."""
+
+    client: str
+    request: InfillRequest
+    on_step: OnStep | None = None
+    cancel: CancellationToken | None = None
+
+
+OnFilled = Callable[[int, InfillResult | Exception], None]
+
+
 class ManyClientEngine(InfillEngine, Protocol):
     """An engine that remembers the last prompt of each of many clients."""
+
+    @property
+    def most_at_once(self) -> int:
+        """As many fills are faster with `fill_many` than one after the other; 1 for never."""
+        ...
+
+    def fill_many(self, calls: Sequence[ClientFill], on_done: OnFilled) -> None:
+        """Fill holes of several clients at once, each as `fill` would alone, up to rounding.
+
+        What ends one of them, its token, its deadline or an error, does not concern the others.
+
+        Args:
+            calls: each of another client.
+            on_done: called with the number of each call as soon as it has its result, or what
+                `fill` would have raised.
+        """
+        ...
 
     def chat(
         self,

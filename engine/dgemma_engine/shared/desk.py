@@ -4,6 +4,7 @@ Clients take turns, one job each; of a client's jobs for the same document the n
 place of the one before, where it stands in the queue, or of the one that runs. Who was overtaken so
 is served to the end the next time: asking faster than the engine answers, they would get nothing,
 and all others would wait for it. Who leaves takes all of theirs along.
+Where the engine gains by it, the first fills of several clients are one turn.
 `server.py` and `http.py` submit on the event loop's thread; the worker alone touches the engine.
 """
 
@@ -15,15 +16,19 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Cancelled, DGemmaError, EngineUnavailable
 from ..types import (
     CancellationToken,
+    ClientFill,
     EngineInfo,
+    InfillRequest,
+    InfillResult,
     ManyClientEngine,
+    OnStep,
 )
 
 logger = logging.getLogger(__name__)
@@ -50,6 +55,7 @@ class Job:
         document: a newer job of the client with the same one takes its place; None for never.
         on_begin: called on the worker's thread when its turn has come.
         future: its outcome, for the event loop's thread.
+        fill: what `work` does, for a turn of several; None for a turn of its own.
     """
 
     client: str
@@ -58,7 +64,8 @@ class Job:
     on_begin: Callable[[], None]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
-    token: CancellationToken = field(default_factory=CancellationToken)
+    token: CancellationToken
+    fill: ClientFill | None = None
     submitted: float = field(default_factory=time.monotonic)
 
     def withdraw(self, reason: str) -> None:
@@ -71,12 +78,17 @@ class Job:
 
 @dataclass
 class Counts:
-    """What happened since the start, for `/metrics`; the worker and the loop write their own."""
+    """What happened since the start, for `/metrics`; the worker and the loop write their own.
+
+    `batches` are turns of several fills, `batched` the fills in them.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     buckets: Counter[float] = field(default_factory=Counter)
     seconds: float = 0.0
     finished: int = 0
+    batches: int = 0
+    batched: int = 0
 
     def took(self, seconds: float) -> None:
         self.seconds += seconds
@@ -91,21 +103,23 @@ class Desk:
 
     Args:
         load: builds the engine, on the worker's thread.
+        batch: fills of so many clients may be one turn; None for as many as the engine gains by.
 
     Attributes:
         ready: what was loaded, or the DGemmaError that it failed with.
         counts: since the start.
     """
 
-    def __init__(self, load: LoadEngine) -> None:
+    def __init__(self, load: LoadEngine, batch: int | None = None) -> None:
         self._load = load
+        self._batch = batch
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineInfo] = self._loop.create_future()
         self.counts = Counts()
         # Before `_changed`: who is next is first; what is done between turns; what runs.
         self._turns: OrderedDict[str, deque[Job]] = OrderedDict()
         self._chores: deque[Chore] = deque()
-        self._running: Job | None = None
+        self._running: list[Job] = []
         # Clients and documents whose next job is not overtaken once it runs.
         self._owed: set[tuple[str, str | None]] = set()
         self._is_closed = False
@@ -123,7 +137,7 @@ class Desk:
     def is_busy(self) -> bool:
         """Whether a job runs or waits."""
         with self._changed:
-            return self._running is not None or bool(self._turns)
+            return bool(self._running or self._turns)
 
     def submit(
         self,
@@ -138,18 +152,51 @@ class Desk:
         Raises:
             Busy: the client has `MOST_WAITING` jobs waiting already.
         """
-        job = Job(client, document, work, on_begin, self._loop, self._loop.create_future())
+        future = self._loop.create_future()
+        return self._enqueue(
+            Job(client, document, work, on_begin, self._loop, future, CancellationToken())
+        )
+
+    def submit_fill(
+        self,
+        client: str,
+        request: InfillRequest,
+        on_step: OnStep | None = None,
+        *,
+        document: str | None = None,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> Job:
+        """Put a fill in the client's queue; it may be done at once with those of others.
+
+        Raises:
+            Busy: as `submit`.
+        """
+        token = CancellationToken()
+        fill = ClientFill(client, request, on_step, token)
+
+        def work(engine: ManyClientEngine, token: CancellationToken) -> InfillResult:
+            return engine.fill(request, on_step, token, client=client)
+
+        def begin() -> None:
+            on_begin()
+            check_in_time(request.deadline)
+
+        future = self._loop.create_future()
+        return self._enqueue(Job(client, document, work, begin, self._loop, future, token, fill))
+
+    def _enqueue(self, job: Job) -> Job:
+        client, document = job.client, job.document
         with self._changed:
             queue = self._turns.get(client, deque())
             older = self._older(queue, job)
             if older is None and len(queue) >= MOST_WAITING:
                 self.counts.outcomes["refused"] += 1
                 raise Busy(f"{len(queue)} requests of this client wait already; ask less often")
-            if older is not None and older is not self._running:
+            if older is not None and older not in self._running:
                 queue[queue.index(older)] = job
             else:
                 queue.append(job)
-            if older is not None and older is self._running:
+            if older is not None and older in self._running:
                 self._owed.add((client, document))
             self._turns[client] = queue
             self._changed.notify()
@@ -174,8 +221,7 @@ class Desk:
         """A client is gone: take back all of its jobs, free what the engine holds for it."""
         with self._changed:
             jobs = list(self._turns.pop(client, ()))
-            if self._running is not None and self._running.client == client:
-                jobs.append(self._running)
+            jobs += [job for job in self._running if job.client == client]
             self._owed = {owed for owed in self._owed if owed[0] != client}
             self._chores.append(lambda engine: engine.forget(client))
             self._changed.notify()
@@ -188,8 +234,7 @@ class Desk:
             self._is_closed = True
             jobs = [job for queue in self._turns.values() for job in queue]
             self._turns.clear()
-            if self._running is not None:
-                jobs.append(self._running)
+            jobs += self._running
             self._changed.notify()
         for job in jobs:
             job.withdraw("the engine ends")
@@ -197,9 +242,10 @@ class Desk:
     def _older(self, queue: deque[Job], job: Job) -> Job | None:
         if job.document is None:
             return None
-        others, running = list(queue), self._running
-        if running is not None and (running.client, running.document) not in self._owed:
-            others.append(running)
+        others = list(queue)
+        for running in self._running:
+            if (running.client, running.document) not in self._owed:
+                others.append(running)
         for other in others:
             is_alive = not other.token.is_cancelled
             if other.client == job.client and other.document == job.document and is_alive:
@@ -212,6 +258,7 @@ class Desk:
         try:
             engine = self._load()
             info = engine.info
+            most = engine.most_at_once if self._batch is None else self._batch
         except DGemmaError as error:
             self._call(self._settle, self.ready, None, error)
             return
@@ -223,8 +270,8 @@ class Desk:
             self._call(self._settle, self.ready, None, failure)
             return
         self._call(self._settle, self.ready, info, None)
-        while (task := self._next()) is not None:
-            if isinstance(task, Job):
+        while (task := self._next(most)) is not None:
+            if isinstance(task, list):
                 self._do(engine, task)
             else:
                 try:
@@ -233,45 +280,77 @@ class Desk:
                     logger.exception("what a client held could not be freed")
         engine.close()
 
-    def _next(self) -> Job | Chore | None:
-        """What to do now; None at the end."""
+    def _next(self, most: int) -> list[Job] | Chore | None:
+        """What to do now, fills of `most` clients at most; None at the end."""
         with self._changed:
-            self._running = None
+            self._running = []
             self._changed.wait_for(lambda: bool(self._turns or self._chores or self._is_closed))
             if self._is_closed:
                 return None
             if self._chores:
                 return self._chores.popleft()
-            client, queue = self._turns.popitem(last=False)
-            job = queue.popleft()
-            if queue:
-                self._turns[client] = queue  # behind all others
-            self._running = job
-            return job
+            self._running = self._take_turn(most)
+            return list(self._running)
 
-    def _do(self, engine: ManyClientEngine, job: Job) -> None:
-        outcome, value = "filled", None
-        failure: DGemmaError | None = None
+    def _take_turn(self, most: int) -> list[Job]:
+        """The first job; if it is a fill, with the first jobs of others that are fills too."""
+        jobs: list[Job] = []
+        for client, queue in list(self._turns.items()):
+            if jobs and (len(jobs) == most or queue[0].fill is None):
+                continue
+            jobs.append(queue.popleft())
+            if queue:
+                self._turns.move_to_end(client)  # behind all others
+            else:
+                del self._turns[client]
+            if jobs[0].fill is None:
+                break
+        return jobs
+
+    def _do(self, engine: ManyClientEngine, jobs: list[Job]) -> None:
+        begun: list[Job] = []
+        for job in jobs:  # several only if all are fills
+            try:
+                job.token.raise_if_cancelled()
+                job.on_begin()
+                begun.append(job)
+            except Exception as error:
+                self._done(job, error)
+        fills = [job.fill for job in begun if job.fill is not None]
+        if len(begun) > 1:
+            self._do_at_once(engine, begun, fills)
+            return
+        for job in begun:
+            try:
+                self._done(job, job.work(engine, job.token))
+            except Exception as error:
+                self._done(job, error)
+
+    def _do_at_once(
+        self, engine: ManyClientEngine, jobs: list[Job], fills: Sequence[ClientFill]
+    ) -> None:
+        self.counts.batches += 1
+        self.counts.batched += len(jobs)
+        left = set(range(len(jobs)))
+
+        def done(index: int, outcome: InfillResult | Exception) -> None:
+            left.discard(index)
+            self._done(jobs[index], outcome)
+
         try:
-            job.token.raise_if_cancelled()
-            job.on_begin()
-            value = job.work(engine, job.token)
-        except Cancelled as error:
-            outcome, failure = "withdrawn", error
-        except DGemmaError as error:
-            outcome, failure = "refused", error
-        except MemoryError:
-            outcome, failure = "failed", EngineUnavailable("the engine is out of memory")
+            engine.fill_many(fills, done)
         except Exception as error:
-            # The message of an unforeseen error may quote the user's code.
-            logger.error("a fill failed: %s", type(error).__name__)
-            logger.debug("the trace", exc_info=True)
-            text = f"the fill failed ({type(error).__name__}); the engine's log has more"
-            outcome, failure = "failed", DGemmaError(text)
-        if outcome != "withdrawn":
-            with self._changed:
+            for index in sorted(left):
+                self._done(jobs[index], error)
+
+    def _done(self, job: Job, value: Any) -> None:
+        """Pass on what a job came to: a result, or the error that it ended with."""
+        outcome, failure = _judged(value) if isinstance(value, Exception) else ("filled", None)
+        with self._changed:
+            self._running = [other for other in self._running if other is not job]
+            if outcome != "withdrawn":
                 self._owed.discard((job.client, job.document))
-        self._call(self._finish, job, outcome, value, failure)
+        self._call(self._finish, job, outcome, None if failure else value, failure)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
@@ -296,6 +375,21 @@ class Desk:
         else:
             future.set_exception(failure)
             future.exception()  # whoever asked may be gone: no warning then
+
+
+def _judged(error: Exception) -> tuple[str, DGemmaError]:
+    """How an error counts, and what the client is told."""
+    if isinstance(error, Cancelled):
+        return "withdrawn", error
+    if isinstance(error, DGemmaError):
+        return "refused", error
+    if isinstance(error, MemoryError):
+        return "failed", EngineUnavailable("the engine is out of memory")
+    # The message of an unforeseen error may quote the user's code.
+    logger.error("a fill failed: %s", type(error).__name__)
+    logger.debug("the trace", exc_info=error)
+    text = f"the fill failed ({type(error).__name__}); the engine's log has more"
+    return "failed", DGemmaError(text)
 
 
 def check_in_time(deadline: float | None) -> None:

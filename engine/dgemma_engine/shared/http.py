@@ -34,7 +34,7 @@ from ..types import (
     InfillResult,
     ManyClientEngine,
 )
-from .desk import Busy, Job, check_in_time
+from .desk import Busy, Job
 from .http_answers import (
     Json,
     error_json,
@@ -318,13 +318,8 @@ class _Tools:
 
     async def _fill(self, request: Request, asked: Asked) -> InfillResult:
         self._info()
-        client = _client(request)
-
-        def work(engine: ManyClientEngine, token: CancellationToken) -> InfillResult:
-            check_in_time(asked.request.deadline)
-            return engine.fill(asked.request, None, token, client=client)
-
-        return await self._outcome(request, self._server.desk.submit(client, work))
+        job = self._server.desk.submit_fill(_client(request), asked.request)
+        return await self._outcome(request, job)
 
     def _submit_chat(
         self, request: Request, asked: AskedChat, show: Callable[[DraftStep], None] | None

@@ -26,6 +26,8 @@ def metrics_text(server: SharedServer) -> str:
     outcomes = ("filled", "withdrawn", "refused", "failed")
     samples = [(f'_total{{outcome="{one}"}}', float(counts.outcomes[one])) for one in outcomes]
     add("requests", "counter", "Requests that were answered, by outcome.", *samples)
+    add("batches_total", "counter", "Turns of several fills.", ("", counts.batches))
+    add("batched_fills_total", "counter", "Fills in these turns.", ("", counts.batched))
     buckets = [(f'_bucket{{le="{one}"}}', float(counts.buckets[one])) for one in LATENCY_BOUNDS]
     buckets += [('_bucket{le="+Inf"}', counts.finished)]
     buckets += [("_sum", counts.seconds), ("_count", counts.finished)]

@@ -83,14 +83,17 @@ class SharedServer:
     Args:
         load: builds the engine, on a thread of its own.
         idle_seconds: without clients, after which it ends; None for never.
+        batch: see `Desk`.
 
     Attributes:
         desk: the queue before the engine.
         last_use: `time.monotonic()` of the last sign of a client.
     """
 
-    def __init__(self, load: LoadEngine, *, idle_seconds: float | None) -> None:
-        self.desk = Desk(load)
+    def __init__(
+        self, load: LoadEngine, *, idle_seconds: float | None, batch: int | None = None
+    ) -> None:
+        self.desk = Desk(load, batch)
         self._idle_seconds = idle_seconds
         self._clients: set[_Client] = set()
         self._numbers = itertools.count(1)
@@ -312,12 +315,16 @@ class SharedServer:
         def show(step: DraftStep | tuple[DraftStep, ...]) -> None:
             later(_send_step, client, number, job, step)
 
+        on_step = show if wants_steps else None
+        if isinstance(timed, InfillRequest):
+            job = self.desk.submit_fill(
+                client.name, timed, on_step, document=document, on_begin=begin
+            )
+            return job
+
         def work(engine: ManyClientEngine, token: Any) -> Any:
             check_in_time(timed.deadline)
-            on_step = show if wants_steps else None
-            if isinstance(timed, JointRequest):
-                return engine.fill_together(timed, on_step, token, client=client.name)
-            return engine.fill(timed, on_step, token, client=client.name)
+            return engine.fill_together(timed, on_step, token, client=client.name)
 
         job = self.desk.submit(client.name, work, document=document, on_begin=begin)
         return job
@@ -367,6 +374,7 @@ def serve(
     *,
     idle_seconds: float | None,
     over_tcp: bool = not HAS_UNIX_SOCKETS,
+    batch: int | None = None,
     more: tuple[Background, ...] = (),
 ) -> None:
     """Hold a place and serve there until the end.
@@ -376,6 +384,7 @@ def serve(
         place: its files.
         idle_seconds: see `SharedServer`.
         over_tcp: listen on loopback, with a token in a private file, and not on a Unix socket.
+        batch: see `Desk`.
         more: what runs beside, as the HTTP server.
     Raises:
         AlreadyRunning: another process holds it.
@@ -399,7 +408,8 @@ def serve(
         place.socket.chmod(0o600)
 
     async def run() -> None:
-        await SharedServer(load, idle_seconds=idle_seconds).run(listener, token, *more)
+        server = SharedServer(load, idle_seconds=idle_seconds, batch=batch)
+        await server.run(listener, token, *more)
 
     logger.info("the shared engine %s serves as process %d", place.name, os.getpid())
     try:
