@@ -107,7 +107,7 @@ CANVASES = {
 }
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(config=sampler_configs, name=st.sampled_from(sorted(CANVASES)), seed=st.integers(0, 999))
 def test_it_is_the_plain_loop(config: SamplerConfig, name: str, seed: int) -> None:
     """The same steps under any setting, in buffers that fills before have used."""
