@@ -1,7 +1,8 @@
 """A CUDA graph played on the CPU: operations recorded once, on memory that stays where it was.
 
 What replays is what was called, on the same tensors: a Python number that had been computed from
-them stays what it was, and asking a tensor for its value is refused, as while a graph is captured.
+them stays what it was. To ask a tensor for its value, or to make one of Python numbers, is refused,
+as on a GPU while a graph is captured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "equal", "item", "masked_select", "_unique2")
+_ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "lift_fresh")
 
 
 class _Recorder(TorchDispatchMode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ CANVASES = {
 }
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(config=sampler_configs, name=st.sampled_from(sorted(CANVASES)), seed=st.integers(0, 999))
 def test_it_is_the_plain_loop(config: SamplerConfig, name: str, seed: int) -> None:
     """The same steps under any setting, in buffers that fills before have used."""
@@ -128,11 +131,34 @@ def assert_is_plain(
     given_ = (cache, canvas, config, torch.Generator())
     plain = denoise(MODEL, *given_, criteria(config), randoms=randoms)
     steps = loop.denoise(*given_, criteria(config), randoms=randoms)
-    assert_same(next(plain), next(steps))
-    if rows is not None:
-        assert_same(plain.send(rows), steps.send(rows))
-    for expected, actual in itertools.zip_longest(plain, steps):
+    asked: Tensor | None = None
+    while True:
+        expected, actual = (_next(loop_steps, asked) for loop_steps in (plain, steps))
+        if expected is None or actual is None:
+            assert expected is actual
+            return
+        if is_close_call(expected):
+            return
         assert_same(expected, actual)
+        asked = rows if expected.step == 0 else None
+
+
+def _next(
+    steps: Generator[DenoisingStep, Tensor | None, None], rows: Tensor | None
+) -> DenoisingStep | None:
+    try:
+        return next(steps) if rows is None else steps.send(rows)
+    except StopIteration:
+        return None
+
+
+def is_close_call(step: DenoisingStep) -> bool:
+    """Whether rounding may decide which of two slots was accepted: what follows is another text."""
+    for entropy, accepted in zip(step.entropy, step.accepted, strict=True):
+        distance = entropy[accepted][:, None] - entropy[~accepted][None, :]
+        if bool((distance.abs() < 2e-5).any()):
+            return True
+    return False
 
 
 UNFINISHED = SamplerConfig(

@@ -25,7 +25,8 @@ def soft_embedding_reference(
         mean = probability @ table
     else:
         mean = (masses.float() @ table.float()) * mass_scale[:, None]
-    factor = torch.tensor(embedding_scale, dtype=table.dtype, device=table.device)
+    # Filled on the device: while a CUDA graph is captured nothing may be copied to it.
+    factor = torch.full((), embedding_scale, dtype=table.dtype, device=table.device)
     return mean.to(table.dtype) * factor
 
 
