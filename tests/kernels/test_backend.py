@@ -65,6 +65,21 @@ def test_a_machine_without_a_compiler_runs_the_twins(monkeypatch: pytest.MonkeyP
     assert backend.report()["an op"] == "reference: RuntimeError: Failed to find C compiler"
 
 
+def test_what_fails_in_a_capture_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a CUDA graph is captured more is forbidden than else: no kernel is put away for it."""
+    monkeypatch.setattr(backend, "_failed", {})
+    monkeypatch.setattr(backend, "_report", {})
+    monkeypatch.setattr(backend, "_is_capturing", lambda: True)
+
+    def fails() -> str:
+        raise KernelDoesNotFit("not while a graph is captured")
+
+    with pytest.raises(KernelDoesNotFit, match="not while a graph"):
+        attempt("op", None, fails, lambda: "twin")
+    monkeypatch.setattr(backend, "_is_capturing", lambda: False)
+    assert attempt("op", None, lambda: "kernel", lambda: "twin") == "kernel"
+
+
 def test_gradients_are_the_twins_work() -> None:
     """No kernel has a backward pass."""
     weight = torch.ones(2, requires_grad=True)
