@@ -33,7 +33,7 @@ from dgemma_engine import (
 
 from . import __version__
 from .context import ContextBudget, build_request
-from .engines import ENGINES, build_engine
+from .engines import build_engine
 from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
 from .ignored import holds_secrets
@@ -41,7 +41,7 @@ from .model_commands import bench, engine_options, models, quantize
 from .postprocess import Rejection, postprocess
 from .related import RelatedText
 from .render import FILL_STYLE, CanvasView, in_place, summary
-from .settings import Settings, project_folder, read_project
+from .settings import ENGINES, Settings, project_folder, read_project
 from .source_file import InputError, Location, SourceFile
 
 # The demo is to be watched: each pass stays on the screen at least so long, in seconds.

@@ -17,8 +17,6 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .scheduler import OnDeath
 
-ENGINES = ("process", "shared", "vllm")
-
 
 def build_engine(settings: Settings, on_death: OnDeath, *, dtype: str = "auto") -> InfillEngine:
     """Build the engine that `settings.engine` names; blocks until it is there.

@@ -26,6 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+ENGINES = ("process", "shared", "vllm")  # `engines.py` builds them
 SECTION = "dgemma"  # of workspace/configuration
 TABLE = "dgemma-lsp"  # of a project's pyproject.toml, below [tool]
 # A folder that was cloned may not choose what is loaded here, nor speak for the whole editor.
@@ -85,7 +86,7 @@ class Settings:
     device: str = _text("auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     engine: str = _choice(
         "process",
-        ("process", "shared", "vllm"),
+        ENGINES,
         "Where the model runs: `process` for a process of this server alone, `shared` for one that "
         "all windows of this user share, `vllm` for a server that is there already (`engineUrl`).",
     )

@@ -18,13 +18,12 @@ import torch
 from common import (
     DTYPES,
     Row,
-    append_csv,
-    copy_bandwidth,
     device,
     measure,
     parser,
     refuse_if_red,
     row_of,
+    run,
     show,
 )
 from torch import Tensor
@@ -125,17 +124,15 @@ def main() -> None:
     options = arguments.parse_args()
     if options.weights != ["plain"]:
         arguments.error("attention has no weights")
-    bandwidth = copy_bandwidth()
-    print(f"copy: {bandwidth / 1e9:.0f} GB/s")
-    rows = [
-        row
-        for name, layer in (_TINY if options.tiny else LAYERS).items()
-        for prefix in options.prefixes
-        for tokens in options.tokens
-        for row in measure_point(name, layer, tokens, prefix, bandwidth, options)
-    ]
-    if options.csv:
-        append_csv(options.csv, rows, options.seed)
+    run(
+        options,
+        lambda bandwidth: (
+            measure_point(name, layer, tokens, prefix, bandwidth, options)
+            for name, layer in (_TINY if options.tiny else LAYERS).items()
+            for prefix in options.prefixes
+            for tokens in options.tokens
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ import torch
 from common import (
     DTYPES,
     Row,
-    append_csv,
-    copy_bandwidth,
     device,
     measure,
     parser,
     refuse_if_red,
     row_of,
+    run,
     show,
 )
 from torch import Tensor
@@ -82,17 +81,15 @@ def main() -> None:
     arguments.add_argument("--shapes", nargs="+", default=_SHAPES, help="rows x columns")
     arguments.set_defaults(sets=16)
     options = arguments.parse_args()
-    bandwidth = copy_bandwidth()
-    print(f"copy: {bandwidth / 1e9:.0f} GB/s")
-    rows = [
-        row
-        for shape in options.shapes
-        for weights in options.weights
-        for tokens in options.tokens
-        for row in measure_point(tokens, shape, weights, bandwidth, options)
-    ]
-    if options.csv:
-        append_csv(options.csv, rows, options.seed)
+    run(
+        options,
+        lambda bandwidth: (
+            measure_point(tokens, shape, weights, bandwidth, options)
+            for shape in options.shapes
+            for weights in options.weights
+            for tokens in options.tokens
+        ),
+    )
 
 
 if __name__ == "__main__":

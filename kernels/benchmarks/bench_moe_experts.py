@@ -15,13 +15,12 @@ import torch
 from common import (
     DTYPES,
     Row,
-    append_csv,
-    copy_bandwidth,
     device,
     measure,
     parser,
     refuse_if_red,
     row_of,
+    run,
     show,
 )
 from torch import Tensor
@@ -95,16 +94,14 @@ def main() -> None:
     arguments.add_argument("--top-k", type=int, default=8, help="A")
     arguments.add_argument("--touched", type=int, help="route to so many experts only")
     options = arguments.parse_args()
-    bandwidth = copy_bandwidth()
-    print(f"copy: {bandwidth / 1e9:.0f} GB/s")
-    rows = [
-        row
-        for weights in options.weights
-        for tokens in options.tokens
-        for row in measure_point(tokens, weights, bandwidth, options)
-    ]
-    if options.csv:
-        append_csv(options.csv, rows, options.seed)
+    run(
+        options,
+        lambda bandwidth: (
+            measure_point(tokens, weights, bandwidth, options)
+            for weights in options.weights
+            for tokens in options.tokens
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ import torch
 from common import (
     DTYPES,
     Row,
-    append_csv,
-    copy_bandwidth,
     device,
     measure,
     parser,
     refuse_if_red,
     row_of,
+    run,
     show,
 )
 from torch import Tensor
@@ -89,11 +88,10 @@ def main() -> None:
     options = arguments.parse_args()
     if options.weights != ["plain"]:
         arguments.error("the table is timed plain only")
-    bandwidth = copy_bandwidth()
-    print(f"copy: {bandwidth / 1e9:.0f} GB/s")
-    rows = [row for tokens in options.tokens for row in measure_point(tokens, bandwidth, options)]
-    if options.csv:
-        append_csv(options.csv, rows, options.seed)
+    run(
+        options,
+        lambda bandwidth: (measure_point(tokens, bandwidth, options) for tokens in options.tokens),
+    )
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ import torch
 from common import (
     DTYPES,
     Row,
-    append_csv,
-    copy_bandwidth,
     device,
     measure,
     parser,
     refuse_if_red,
     row_of,
+    run,
     show,
 )
 from torch import Tensor
@@ -112,16 +111,14 @@ def main() -> None:
     arguments.add_argument("--size", type=int, default=2816, help="channels")
     arguments.set_defaults(weights=["plain", "int8", "fp8"])
     options = arguments.parse_args()
-    bandwidth = copy_bandwidth()
-    print(f"copy: {bandwidth / 1e9:.0f} GB/s")
-    rows = [
-        row
-        for weights in options.weights
-        for tokens in options.tokens
-        for row in measure_point(tokens, weights, bandwidth, options)
-    ]
-    if options.csv:
-        append_csv(options.csv, rows, options.seed)
+    run(
+        options,
+        lambda bandwidth: (
+            measure_point(tokens, weights, bandwidth, options)
+            for weights in options.weights
+            for tokens in options.tokens
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -150,6 +150,20 @@ def row_of(
         round(rate / 1e9, 1),
         round(rate / bandwidth, 3),
     )
+
+
+def run(options: argparse.Namespace, points: Callable[[float], Iterable[list[Row]]]) -> None:
+    """Measure, and append what was found to the CSV that the options name.
+
+    Args:
+        options: of `parser`.
+        points: the rows of every point that is measured, given the bandwidth of a copy.
+    """
+    bandwidth = copy_bandwidth()
+    print(f"copy: {bandwidth / 1e9:.0f} GB/s")
+    rows = [row for found in points(bandwidth) for row in found]
+    if options.csv:
+        append_csv(options.csv, rows, options.seed)
 
 
 def show(row: Row) -> None:
