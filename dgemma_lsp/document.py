@@ -393,7 +393,8 @@ class ExactWorkspace(Workspace):
         key = unquote(doc_uri)
         document = self._text_documents.get(key)
         if isinstance(document, ExactTextDocument) and document.was_edited:
-            self._closed[key] = _ClosedDocument(document.snapshot(), time.time())
+            size = len(document.source.encode("utf-8", "surrogatepass"))
+            self._closed[key] = _ClosedDocument(document.snapshot(), size, time.time())
             while len(self._closed) > _MOST_CLOSED:
                 self._closed.popitem(last=False)
         super().remove_text_document(doc_uri)
@@ -404,6 +405,7 @@ class _ClosedDocument:
     """A document as it was when it was closed."""
 
     snapshot: DocumentSnapshot
+    size: int  # bytes
     closed_at: float  # seconds since the epoch
 
     def is_on_disk(self) -> bool:
@@ -415,5 +417,4 @@ class _ClosedDocument:
             found = path.stat()
         except OSError:
             return False
-        size = len(self.snapshot.text.encode("utf-8", "surrogatepass"))
-        return found.st_size == size and found.st_mtime <= self.closed_at
+        return found.st_size == self.size and found.st_mtime <= self.closed_at

@@ -83,6 +83,11 @@ class Together:
                 self._model, cache, plan.canvas, held, is_draft, request.strength, generator
             )
             first_step, num_passes = first_step_of(request.strength, num_steps), 1
+        holes = [request.hole(index) for index in range(len(request.kinds))]
+
+        def text_of(hole: int, token_ids: list[int]) -> str:
+            return self._texts.text(token_ids, plan.healed[hole], holes[hole])
+
         reason, drafts = StopReason.MAX_STEPS, []
         for step in self._denoise(
             cache,
@@ -98,10 +103,7 @@ class Together:
             num_passes += 1
             drafts = self._read(step, plan)
             if on_step is not None:
-                texts = [
-                    self._texts.text(draft.token_ids, plan.healed[hole], request.hole(hole))
-                    for hole, draft in enumerate(drafts)
-                ]
+                texts = [text_of(hole, draft.token_ids) for hole, draft in enumerate(drafts)]
                 on_step(
                     tuple(
                         self._texts.step(step.step, num_steps, draft, healed, text)
@@ -113,9 +115,7 @@ class Together:
                 reason = StopReason.DEADLINE if step.stop_reason is None else reason
                 break
         found = tuple(
-            self._texts.text(
-                draft.token_ids[: request.max_tokens], plan.healed[hole], request.hole(hole)
-            )
+            text_of(hole, draft.token_ids[: request.max_tokens])
             for hole, draft in enumerate(drafts)
         )
         confidences = tuple(math.prod(draft.confidences) for draft in drafts)
