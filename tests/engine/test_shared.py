@@ -224,8 +224,8 @@ def test_a_client_that_is_killed_harms_nobody(attach: Attach) -> None:
 def test_death_in_the_middle_of_fills(attach: Attach) -> None:
     """Who was served is told so, who waited may ask another; each hears of it once."""
     deaths: list[EngineDied] = []
-    served = attach(pass_seconds=0.05, on_death=deaths.append)
-    waiting = attach(pass_seconds=0.05)
+    served = attach(on_death=deaths.append)
+    waiting = attach()
     failures: list[EngineDied] = []
 
     def wait_in_vain() -> None:
@@ -242,7 +242,7 @@ def test_death_in_the_middle_of_fills(attach: Attach) -> None:
 
     thread = threading.Thread(target=wait_in_vain)
     with pytest.raises(EngineDied, match="the shared engine ended") as caught:
-        served.fill(REQUEST, kill)
+        served.fill(InfillRequest("stall", ""), kill)
     assert caught.value.was_working
     thread.join()
     assert [error.was_working for error in failures] == [False]

@@ -117,7 +117,7 @@ async def test_the_engine_is_killed_in_mid_fill(run_folder: Path, times: int) ->
 
     scheduler = FillScheduler(build)
     scheduler.on_change = statuses.append
-    request = InfillRequest("x = ", "")
+    request, stalling = InfillRequest("x = ", ""), InfillRequest("stall", "")
     for index in range(times):
         killed: list[int] = []
 
@@ -127,7 +127,7 @@ async def test_the_engine_is_killed_in_mid_fill(run_folder: Path, times: int) ->
                 os.kill(pids[-1], signal.SIGKILL)
 
         with pytest.raises(EngineDied, match="the shared engine ended"):
-            await scheduler.fill(request, document="a", while_typing=True, on_step=kill)
+            await scheduler.fill(stalling, document="a", while_typing=True, on_step=kill)
         result = await scheduler.fill(request, document="a", while_typing=True)
         assert result.text == "answer x = "
         assert len(set(pids)) == index + 2
