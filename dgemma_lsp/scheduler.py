@@ -75,6 +75,7 @@ class _Job:
     work: Callable[[InfillEngine, CancellationToken], Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    is_idle: bool = False  # done while there is nothing else to do
     token: CancellationToken = field(default_factory=CancellationToken)
 
     def withdraw(self, reason: str) -> None:
@@ -130,6 +131,7 @@ class FillScheduler:
         self._queue: queue.SimpleQueue[_Job | BuildEngine | _Death | None] = queue.SimpleQueue()
         self._live: set[_Job] = set()
         self._newest: dict[str, _Job] = {}
+        self._idle: _Job | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reported = EngineStatus()  # the worker's side of `status`
@@ -200,6 +202,17 @@ class FillScheduler:
         result: JointResult = await self._outcome(self._submit(work))
         return result
 
+    async def encode_ahead(self, request: InfillRequest) -> None:
+        """Encode a prompt that a fill will have, if the engine has nothing else to do by now.
+
+        Whatever else is asked of it ends this; nobody is told how it ended.
+        """
+        if self._live or self.status.state is not EngineState.READY:
+            return
+        job = self._submit(lambda engine, token: engine.encode(request, token), is_idle=True)
+        with contextlib.suppress(DGemmaError):
+            await self._outcome(job)
+
     def withdraw(self, document: str, reason: str = "a newer request took its place") -> None:
         """Withdraw what was begun while typing in a document."""
         if (job := self._newest.pop(document, None)) is not None:
@@ -241,9 +254,14 @@ class FillScheduler:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _submit(self, work: Callable[[InfillEngine, CancellationToken], Any]) -> _Job:
+    def _submit(
+        self, work: Callable[[InfillEngine, CancellationToken], Any], *, is_idle: bool = False
+    ) -> _Job:
+        if self._idle is not None:
+            self._idle.withdraw("there is something else to do")
         self._loop = loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future())
+        job = _Job(work, loop, loop.create_future(), is_idle)
+        self._idle = job if is_idle else None
         self._live.add(job)
         if self._thread is None:
             # A daemon: a worker in the middle of loading does not keep the process.
@@ -294,7 +312,8 @@ class FillScheduler:
 
     def _work(self, job: _Job) -> Any:
         engine = self._loaded_engine()
-        self._report(EngineState.BUSY)
+        if not job.is_idle:
+            self._report(EngineState.BUSY)
         try:
             return job.work(engine, job.token)
         except EngineDied as error:

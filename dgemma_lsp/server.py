@@ -32,6 +32,7 @@ from .features import (
     inline_completion,
     status,
 )
+from .features.ahead import EncodesAhead
 from .fill import Filler
 from .hole import Hole
 from .ignored import holds_secrets, matches, path_of
@@ -63,6 +64,7 @@ class DGemmaServer(LanguageServer):
         filler: the path from a hole to a text.
         memory: what was offered lately.
         related: what is read beside the text around a hole.
+        encodes_ahead: what was inserted at once.
         opt_ins: which of our own notifications the client wants.
         is_switched_off: by the command `dgemma.toggle`, until it is called again.
         settings_read: set once the client's settings are known, or known not to come.
@@ -84,6 +86,7 @@ class DGemmaServer(LanguageServer):
         self.memory = SuggestionMemory()
         self.related = RelatedText()
         self.opt_ins = OptIns()
+        self.encodes_ahead = EncodesAhead()
         self.is_switched_off = False
         self.settings_read = asyncio.Event()
         self._told: set[str] = set()

@@ -51,9 +51,13 @@ async def notebook_document_did_open(
 def text_document_did_change(
     server: DGemmaServer, params: types.DidChangeTextDocumentParams
 ) -> None:
-    """Withdraw what runs while typing, unless the fill may begin with what was typed meanwhile."""
+    """Withdraw what runs while typing, unless the fill may begin with what was typed meanwhile.
+
+    What came at once is encoded when there is time.
+    """
     if not all(map(_is_typed, params.content_changes)):
         server.filler.scheduler.withdraw(params.text_document.uri, "the document was edited")
+    server.encodes_ahead.note(server, params)
 
 
 def _is_typed(change: types.TextDocumentContentChangeEvent) -> bool:

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .memory import SLACK_TOKENS, sliding_capacity
+from .types import CancellationToken
 
 if TYPE_CHECKING:
     from .model import DiffusionGemma
 
 # Buffers grow to the next multiple of this many tokens: a typed character then seldom reallocates.
 _GROWTH_TOKENS = 256
+# Who may be withdrawn looks whether it is after so many tokens.
+_CANCEL_TOKENS = 256
 
 
 class KVCache:
@@ -199,18 +202,27 @@ class PrefixCache:
         """Memory that it holds."""
         return 0 if self._cache is None else self._cache.num_bytes
 
-    def encode(self, token_ids: Sequence[int]) -> tuple[KVCache, int]:
+    def encode(
+        self, token_ids: Sequence[int], cancel: CancellationToken | None = None
+    ) -> tuple[KVCache, int]:
         """Return the cache of exactly `token_ids`, and how many of them it already held.
 
         The cache is valid until the next call. If encoding fails half-way, what was valid stays so.
+
+        Raises:
+            Cancelled: within `_CANCEL_TOKENS` of `cancel.cancel()`.
         """
         cache, shared = self._keep_shared(token_ids)
         rest = list(token_ids[shared:])
-        if rest:
-            try:
-                self._model.prefill(torch.tensor([rest], device=self._model.device), cache)
-            finally:  # a long prefix is encoded in pieces, of which some may be done
-                self._token_ids.extend(rest[: cache.length - shared])
+        size = max(1, len(rest)) if cancel is None else _CANCEL_TOKENS
+        try:
+            for start in range(0, len(rest), size):
+                if cancel is not None:
+                    cancel.raise_if_cancelled()
+                piece = torch.tensor([rest[start : start + size]], device=self._model.device)
+                self._model.prefill(piece, cache)
+        finally:  # a long prefix is encoded in pieces, of which some may be done
+            self._token_ids.extend(rest[: cache.length - shared])
         return cache, shared
 
     def prepare(self, token_ids: Sequence[int], most_new: int) -> Prepared:

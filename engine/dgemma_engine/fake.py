@@ -35,9 +35,10 @@ class FakeEngine:
     """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
     Claims `confidence` for all of its text. Fills up to `most_together` holes together, if that is
-    more than one. Keeps every request it was given in `requests` and `joint_requests`, how many
-    were cancelled in `num_cancelled`, which clients left in `forgotten`, and those of each
-    `fill_many` in `batches`; a pass of several fills takes as long as one.
+    more than one. Keeps every request it was given in `requests` and `joint_requests`, what it was
+    to encode ahead in `encoded`, how many fills were cancelled in `num_cancelled`, which clients
+    left in `forgotten`, and those of each `fill_many` in `batches`; a pass of several fills takes
+    as long as one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class FakeEngine:
         self.requests: list[InfillRequest] = []
         self.joint_requests: list[JointRequest] = []
         self.num_cancelled = 0
+        self.encoded: list[InfillRequest] = []
         self.forgotten: list[str] = []
         self.batches: list[tuple[str, ...]] = []
 
@@ -133,6 +135,17 @@ class FakeEngine:
 
     def limit_caches(self, max_bytes: int) -> None:
         pass
+
+    def encode(
+        self, request: InfillRequest, cancel: CancellationToken | None = None, *, client: str = ""
+    ) -> int:
+        """As long as a fill; cancelled between its passes."""
+        self.encoded.append(request)
+        for _ in range(self._num_passes):
+            if cancel is not None:
+                cancel.raise_if_cancelled()
+            time.sleep(self._pass_seconds)
+        return len(request.prefix.split())
 
     def fill(
         self,

@@ -254,6 +254,17 @@ class DiffusionEngine:
         timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
         return JointResult(fill.texts, fill.confidences, fill.num_passes, timings, fill.stop_reason)
 
+    def encode(
+        self, request: InfillRequest, cancel: CancellationToken | None = None, *, client: str = ""
+    ) -> int:
+        """Encode a prompt, and what its drafts are judged by; see `ManyClientEngine.encode`."""
+        plan = self.strategy.plan(request)
+        with self._at_work(client, lambda: len(plan.prompt_ids)):
+            _, num_cached = self._prefix_cache.encode(plan.prompt_ids, cancel)
+            if plan.judge is not None:
+                self._judge.encode(plan.judge, cancel)
+        return len(plan.prompt_ids) - num_cached
+
     def fill(
         self,
         request: InfillRequest,

@@ -20,6 +20,7 @@ from .cache import PrefixCache
 from .canvas import EOM_ID, PAD_ID
 from .model import DiffusionGemma
 from .tokenizer import Tokenizer
+from .types import CancellationToken
 
 # More of the suffix than this says hardly more about the hole.
 _SUFFIX_TOKENS = 8
@@ -52,6 +53,10 @@ class Judge:
         self._model = model
         self._tokenizer = tokenizer
         self.prefix_cache = PrefixCache(model)
+
+    def encode(self, prompt: JudgePrompt, cancel: CancellationToken | None = None) -> None:
+        """Encode the prefix ahead of the texts; see `PrefixCache.encode`."""
+        self.prefix_cache.encode(prompt.prompt_ids, cancel)
 
     @torch.no_grad()
     def scores(self, prompt: JudgePrompt, texts: Sequence[str]) -> list[float]:

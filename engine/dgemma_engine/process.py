@@ -33,6 +33,7 @@ from .types import (
 from .worker import (
     NO_QUANTIZATION,
     Ask,
+    Encode,
     Fill,
     Outcome,
     Ready,
@@ -126,6 +127,18 @@ class EngineProcess:
         text: str = self._ask("render", request)
         return text
 
+    def encode(self, request: InfillRequest, cancel: CancellationToken | None = None) -> int:
+        """See `InfillEngine.encode`.
+
+        Raises:
+            EngineDied: as `fill`.
+        """
+        with self._one_call:
+            number = next(self._numbers)
+            self._send(Encode(number, dataclasses.replace(request, deadline=None)))
+            num_tokens: int = self._next(cancel, number).value
+        return num_tokens
+
     def fill(
         self,
         request: InfillRequest,
@@ -193,7 +206,7 @@ class EngineProcess:
             self._send(Ask(number, method, arguments))
             return self._next(None, number).value
 
-    def _send(self, message: Fill | Ask | Withdraw) -> None:
+    def _send(self, message: Fill | Encode | Ask | Withdraw) -> None:
         assert self._process.stdin is not None
         try:
             with self._writing:

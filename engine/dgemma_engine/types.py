@@ -310,6 +310,17 @@ class InfillEngine(Protocol):
         """Exactly what the model would read, special tokens and canvas included, for a person."""
         ...
 
+    def encode(self, request: InfillRequest, cancel: CancellationToken | None = None) -> int:
+        """Encode a prompt ahead, so that the fill which comes finds it done.
+
+        Returns:
+            how many tokens were encoded; 0 also of an engine that cannot.
+        Raises:
+            Cancelled: soon after `cancel.cancel()`; what was encoded by then stays.
+            RequestError: as `fill`.
+        """
+        ...
+
     def fill(
         self,
         request: InfillRequest,
@@ -434,6 +445,12 @@ class ManyClientEngine(InfillEngine, Protocol):
         Raises:
             RequestError: also if the model fills holes only.
         """
+        ...
+
+    def encode(
+        self, request: InfillRequest, cancel: CancellationToken | None = None, *, client: str = ""
+    ) -> int:
+        """As `InfillEngine.encode`, into what is kept for `client`."""
         ...
 
     def fill(

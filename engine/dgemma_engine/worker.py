@@ -55,6 +55,14 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """Encode a prompt ahead."""
+
+    number: int
+    request: InfillRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Call another method of the engine with these arguments."""
 
@@ -65,7 +73,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Cancel the fill of this number."""
+    """Cancel the fill, or what is encoded, of this number."""
 
     number: int
 
@@ -141,7 +149,7 @@ class _Desk:
     def __init__(self, stdin: IO[bytes], stdout: IO[bytes]) -> None:
         self._stdin = stdin
         self._stdout = stdout
-        self._calls: list[Fill | Ask] = []
+        self._calls: list[Fill | Encode | Ask] = []
         self._withdrawn: set[int] = set()
         self._running: tuple[int, CancellationToken] | None = None
         self._changed = threading.Condition()
@@ -174,10 +182,14 @@ class _Desk:
         logging.shutdown()
         os._exit(0)  # a pass may be running that takes long
 
-    def _answer(self, engine: InfillEngine, call: Fill | Ask, token: CancellationToken) -> Outcome:
+    def _answer(
+        self, engine: InfillEngine, call: Fill | Encode | Ask, token: CancellationToken
+    ) -> Outcome:
         try:
             if isinstance(call, Fill):
                 return Outcome(call.number, self._fill(engine, call, token))
+            if isinstance(call, Encode):
+                return Outcome(call.number, engine.encode(call.request, token))
             return Outcome(call.number, getattr(engine, call.method)(*call.arguments))
         except DGemmaError as error:
             return Outcome(call.number, error=error)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from dgemma_engine import ContextTooLong, RequestError
+from dgemma_engine import CancellationToken, Cancelled, ContextTooLong, RequestError
 from dgemma_engine import cache as cache_module
 from dgemma_engine.cache import PrefixCache
 from dgemma_engine.model import DiffusionGemma
@@ -51,6 +51,31 @@ def test_only_what_differs_is_encoded(model: DiffusionGemma) -> None:
     assert cache.encode([1, 2, 9, 4, 5])[1] == 2
     assert cache.encode([1, 2])[1] == 2
     assert cache.encode([1, 2])[0].length == 2
+
+
+def test_what_was_encoded_when_it_was_withdrawn_stays(
+    model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends within a piece, and the next one goes on from there."""
+    monkeypatch.setattr(cache_module, "_CANCEL_TOKENS", 16)
+    cache, token, prefix = PrefixCache(model), CancellationToken(), [7 * i % 400 for i in range(60)]
+    prefill, num_pieces = model.prefill, 0
+
+    def withdraw(*arguments: torch.Tensor) -> object:
+        nonlocal num_pieces
+        num_pieces += 1
+        if num_pieces == 2:
+            token.cancel()
+        return prefill(*arguments)
+
+    monkeypatch.setattr(model, "prefill", withdraw)
+    with pytest.raises(Cancelled):
+        cache.encode(prefix, token)
+    assert num_pieces == 2
+    difference = (_logits(model, prefix, None) - _logits(model, prefix, cache)).abs().max()
+    assert difference < TOLERANCE
+    assert PrefixCache(model).encode(prefix, CancellationToken())[0].length == 60
+    assert cache.encode(prefix)[1] == 60
 
 
 def test_failed_encoding_keeps_what_was_valid(

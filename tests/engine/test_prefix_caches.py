@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dgemma_engine import Decoder
 from dgemma_engine.cache import PrefixCaches
 from dgemma_engine.infill import DiffusionEngine, build_engine
 
@@ -30,6 +31,20 @@ def test_clients_do_not_disturb_each_other(engine: DiffusionEngine) -> None:
     again = engine.fill(dataclasses.replace(one, seed=3), client="one")
     assert again.num_cached_tokens == again.num_context_tokens
     assert engine.fill(one).num_cached_tokens == 0  # nobody's client
+
+
+@pytest.mark.parametrize("decoder", [Decoder.DIFFUSION, Decoder.LEFT_TO_RIGHT])
+def test_what_was_encoded_ahead_is_found(engine: DiffusionEngine, decoder: Decoder) -> None:
+    """All of the prompt; the fill is the same."""
+    request = dataclasses.replace(sample_request(), decoder=decoder)
+    cold, warm = f"cold {decoder.value}", f"warm {decoder.value}"
+    expected = engine.fill(request, client=cold)
+    assert engine.encode(request, client=warm) == expected.num_context_tokens
+    assert engine.encode(request, client=warm) == 0
+    result = engine.fill(request, client=warm)
+    assert result.num_cached_tokens == result.num_context_tokens
+    assert result.text == expected.text
+    assert result.token_ids == expected.token_ids
 
 
 def test_who_leaves_frees_the_cache(engine: DiffusionEngine) -> None:

@@ -54,6 +54,10 @@ def test_it_fills_as_the_engine_in_this_process_does() -> None:
     assert here.info == there.info
     assert here.count_tokens(REQUEST, "w * h") == there.count_tokens(REQUEST, "w * h")
     assert here.render(REQUEST) == there.render(REQUEST)
+    assert there.encode(REQUEST) <= 1  # all but the token that is read again
+    ahead = InfillRequest("class Point:\n    def __init__(self):\n        ", "\n")
+    assert there.encode(ahead) > 1
+    assert there.fill(ahead).num_cached_tokens == there.fill(ahead).num_context_tokens
     there.close()
     assert not there.is_alive
 
@@ -71,6 +75,16 @@ def test_a_withdrawn_fill_ends_within_a_pass(fakes: list[EngineProcess]) -> None
     engine, token = start(fakes), CancellationToken()
     with pytest.raises(Cancelled):
         engine.fill(REQUEST, lambda step: token.cancel(), token)
+    assert engine.fill(REQUEST).num_passes == 20
+
+
+def test_what_is_encoded_ahead_can_be_withdrawn(fakes: list[EngineProcess]) -> None:
+    """In its middle; the next fill is done."""
+    engine, token = start(fakes), CancellationToken()
+    threading.Timer(0.05, token.cancel).start()
+    with pytest.raises(Cancelled):
+        engine.encode(REQUEST, token)
+    assert engine.encode(REQUEST) == 4
     assert engine.fill(REQUEST).num_passes == 20
 
 

@@ -171,6 +171,33 @@ def test_a_withdrawn_fill_ends_within_a_pass(attach: Attach) -> None:
     assert engine.fill(REQUEST).num_passes == 20
 
 
+def test_it_encodes_ahead_while_nobody_asks(attach: Attach) -> None:
+    """A fill of anybody ends that; while there are fills it does not begin."""
+    one, other = attach(pass_seconds=0.02), attach(pass_seconds=0.02)
+    assert one.encode(REQUEST) == 4
+    outcomes: list[int | DGemmaError] = []
+
+    def encode() -> None:
+        try:
+            outcomes.append(one.encode(REQUEST))
+        except DGemmaError as error:
+            outcomes.append(error)
+
+    def began(step: DraftStep) -> None:
+        if step.step == 0:
+            during.append(one.encode(REQUEST))
+
+    during: list[int] = []
+    ahead = threading.Thread(target=encode)
+    ahead.start()
+    wait_for(lambda: other.status()["busy"])
+    assert other.fill(REQUEST, began).text.startswith("answer")
+    ahead.join()
+    assert [type(outcome) for outcome in outcomes] == [Cancelled]
+    assert during == [0]
+    assert other.status()["filled"] == 1  # nothing else is counted
+
+
 def test_a_deadline_holds_there(attach: Attach) -> None:
     """Seconds that are left; one that is over before its turn is not begun."""
     engine = attach(pass_seconds=0.02)

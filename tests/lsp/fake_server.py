@@ -19,6 +19,7 @@ from typing import Any
 from dgemma_engine import InfillRequest
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp import transport
+from dgemma_lsp.scheduler import EngineState
 from dgemma_lsp.server import build_server
 
 _KEPT, _DROPPED = 4, InfillRequest("", "")
@@ -48,6 +49,7 @@ def main(
         uri = getattr(params, "uri", None)
         return {
             "text": server.snapshot(uri).text if uri else None,
+            "is_ready": server.filler.scheduler.status.state is EngineState.READY,
             "num_requests": len(engine.requests),
             "num_cancelled": engine.num_cancelled,
             "num_futures": len(server.protocol._request_futures),
@@ -57,6 +59,7 @@ def main(
             "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "together": [list(request.texts) for request in engine.joint_requests],
             "prefixes": [request.prefix for request in engine.requests[-_KEPT:]],
+            "encoded": [request.prefix for request in engine.encoded[-_KEPT:]],
         }
 
     status = transport.run_stdio(server.protocol)

@@ -65,6 +65,32 @@ async def test_cancelling_frees_the_engine_within_one_pass(start: StartScheduler
     assert len(engine.requests) == 1
 
 
+async def test_what_is_encoded_ahead_gives_way(start: StartScheduler) -> None:
+    """To a fill, which comes in its middle; it does not begin while there is one, nor says busy."""
+    engine = FakeEngine(lambda _: "x", num_passes=100, pass_seconds=PASS_SECONDS)
+    scheduler = start(engine)
+    await scheduler.encode_ahead(REQUEST)  # no engine is built for that
+    assert scheduler.status.state is EngineState.UNLOADED
+    await scheduler.load()
+    while scheduler.status.state is not EngineState.READY:
+        await asyncio.sleep(0.01)
+    states: list[EngineState] = []
+    scheduler.on_change = lambda status: states.append(status.state)
+    ahead = asyncio.create_task(scheduler.encode_ahead(REQUEST))
+    while not engine.encoded:
+        await asyncio.sleep(0.01)
+    assert not states
+    began = asyncio.Event()
+    fill = asyncio.create_task(scheduler.fill(REQUEST, **ASKED, on_step=lambda _: began.set()))
+    await asyncio.wait_for(began.wait(), 2)  # of five that it would take
+    await ahead
+    await scheduler.encode_ahead(REQUEST)
+    assert len(engine.encoded) == 1
+    fill.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fill
+
+
 async def test_the_engine_is_built_and_run_beside_the_event_loop(start: StartScheduler) -> None:
     """While it loads, the loop goes on."""
     threads: list[int] = []

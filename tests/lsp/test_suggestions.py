@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ def editing(
         client.initialize(options=options, **CAPABILITIES)
         yield Editor(client, text, uri)
         assert client.close() == 0
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
 
 
 def test_typing_along_does_not_ask_the_engine() -> None:
@@ -212,6 +220,22 @@ def test_files_edited_lately_are_read_too(tmp_path: Path) -> None:
         editor.type(0, "\n")
         editor.suggestions(len("\narea_of = "))
         assert editor.state()["prefixes"][-1] == "\narea_of = "
+
+
+def test_what_arrives_at_once_is_encoded_ahead() -> None:
+    """Up to its end, once; not what is typed by key, nor where nothing may be suggested."""
+    with editing("x = 1\ny = \n") as editor:
+        wait_until(lambda: editor.state()["is_ready"])
+        editor.type(len("x = 1\ny = "), "f")
+        editor.type(len("x = 1\ny = f"), "oo(bar)")
+        wait_until(lambda: editor.state()["encoded"])
+        editor.type(0, "# a comment\n")
+        editor.type(len("# a comm"), "only words here")
+        editor.type(0, "import os")
+        editor.type(len("import os"), "\n")
+        time.sleep(0.5)
+        assert editor.state()["encoded"] == ["x = 1\ny = foo(bar)"]
+        assert editor.state()["num_requests"] == 0
 
 
 def test_a_notebook_reads_the_cells_before() -> None:

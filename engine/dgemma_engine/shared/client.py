@@ -130,6 +130,16 @@ class SharedEngine:
         status: dict[str, Any] = self._ask({"type": "status"})
         return status
 
+    def encode(self, request: InfillRequest, cancel: CancellationToken | None = None) -> int:
+        """See `InfillEngine.encode`; 0 if the engine has anything else to do.
+
+        Raises:
+            Cancelled: also when anybody else asks for something.
+            EngineDied: as `fill`.
+        """
+        message = {"type": "encode", "request": _bare(request)}
+        return from_json(int, self._ask(message, cancel=cancel), "value")
+
     def fill(
         self,
         request: InfillRequest,

@@ -4,7 +4,8 @@ Clients take turns, one job each; of a client's jobs for the same document the n
 place of the one before, where it stands in the queue, or of the one that runs. Who was overtaken so
 is served to the end the next time: asking faster than the engine answers, they would get nothing,
 and all others would wait for it. Who leaves takes all of theirs along.
-Where the engine gains by it, the first fills of several clients are one turn.
+Where the engine gains by it, the first fills of several clients are one turn. What a client wants
+encoded ahead is done while nobody wants anything else.
 `server.py` and `http.py` submit on the event loop's thread; the worker alone touches the engine.
 """
 
@@ -56,6 +57,7 @@ class Job:
         on_begin: called on the worker's thread when its turn has come.
         future: its outcome, for the event loop's thread.
         fill: what `work` does, for a turn of several; None for a turn of its own.
+        is_idle: it is done while there is nothing else, and not counted.
     """
 
     client: str
@@ -66,6 +68,7 @@ class Job:
     future: asyncio.Future[Any]
     token: CancellationToken
     fill: ClientFill | None = None
+    is_idle: bool = False
     submitted: float = field(default_factory=time.monotonic)
 
     def withdraw(self, reason: str) -> None:
@@ -120,6 +123,7 @@ class Desk:
         self._turns: OrderedDict[str, deque[Job]] = OrderedDict()
         self._chores: deque[Chore] = deque()
         self._running: list[Job] = []
+        self._idle: Job | None = None  # the last that was submitted for when there is nothing else
         # Clients and documents whose next job is not overtaken once it runs.
         self._owed: set[tuple[str, str | None]] = set()
         self._is_closed = False
@@ -184,7 +188,25 @@ class Desk:
         future = self._loop.create_future()
         return self._enqueue(Job(client, document, work, begin, self._loop, future, token, fill))
 
+    def submit_idle(self, client: str, work: Work, *, otherwise: Any) -> Job:
+        """Do work if there is nothing else to do; whatever is submitted next ends it.
+
+        Args:
+            otherwise: its outcome if there is.
+        """
+        future = self._loop.create_future()
+        token = CancellationToken()
+        job = Job(client, None, work, lambda: None, self._loop, future, token, is_idle=True)
+        if self.is_busy:
+            future.set_result(otherwise)
+        else:
+            self._idle = self._enqueue(job)
+        return job
+
     def _enqueue(self, job: Job) -> Job:
+        if self._idle is not None:
+            self.withdraw(self._idle, "there is something else to do")
+            self._idle = None
         client, document = job.client, job.document
         with self._changed:
             queue = self._turns.get(client, deque())
@@ -206,7 +228,7 @@ class Desk:
 
     def withdraw(self, job: Job, reason: str) -> None:
         """Take a job back, whether it waits or runs."""
-        if not job.future.done():
+        if not job.future.done() and not job.is_idle:
             self.counts.outcomes["withdrawn"] += 1
         job.withdraw(reason)
         with self._changed:
@@ -361,9 +383,10 @@ class Desk:
     def _finish(self, job: Job, outcome: str, value: Any, failure: DGemmaError | None) -> None:
         if job.future.done():  # it was withdrawn, and counted then
             return
-        self.counts.outcomes[outcome] += 1
-        if outcome == "filled":
-            self.counts.took(time.monotonic() - job.submitted)
+        if not job.is_idle:
+            self.counts.outcomes[outcome] += 1
+            if outcome == "filled":
+                self.counts.took(time.monotonic() - job.submitted)
         self._settle(job.future, value, failure)
 
     @staticmethod

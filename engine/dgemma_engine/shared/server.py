@@ -158,6 +158,7 @@ class SharedServer:
         return {
             "pid": os.getpid(),
             "clients": [{"label": one.label, "pid": one.pid} for one in self._clients],
+            "busy": self.desk.is_busy,
             "waiting": self.desk.num_waiting,
             "filled": self.desk.counts.outcomes["filled"],
         }
@@ -278,11 +279,17 @@ class SharedServer:
             if len(several.kinds) > _MOST_HOLES:
                 raise WireError(f"request must have at most {_MOST_HOLES} holes")
             return self._submit_fill(client, number, several, message)
-        if kind not in ("count_tokens", "render"):
+        if kind not in ("encode", "count_tokens", "render"):
             raise WireError(
-                "type must be fill, fill_together, count_tokens, render, status or cancel"
+                "type must be fill, fill_together, encode, count_tokens, render, status or cancel"
             )
         request = _read_request(InfillRequest, message)
+        if kind == "encode":
+            return self.desk.submit_idle(
+                client.name,
+                lambda engine, token: engine.encode(request, token, client=client.name),
+                otherwise=0,
+            )
         if kind == "render":
             return self.desk.submit(client.name, lambda engine, _: engine.render(request))
         text = from_json(str, message.get("text"), "text")

@@ -143,6 +143,10 @@ class VllmEngine:
             level = self._run(self._connected(), None)
         return f"{level.name} on {self._server.address.url}\n{level.render(request)}"
 
+    def encode(self, request: InfillRequest, cancel: CancellationToken | None = None) -> int:
+        """0: the server keeps the prefixes it was asked about, and is asked nothing else."""
+        return 0
+
     def fill(
         self,
         request: InfillRequest,
