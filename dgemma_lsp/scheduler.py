@@ -128,6 +128,7 @@ class FillScheduler:
         self._generation = 0  # counts the engines that were built
         self._num_deaths = 0  # since a job was last done
         self._load_failure: str | None = None
+        self._is_restarting = False  # the engine is closed under the worker; `use` follows
         self._queue: queue.SimpleQueue[_Job | BuildEngine | _Death | None] = queue.SimpleQueue()
         self._live: set[_Job] = set()
         self._newest: dict[str, _Job] = {}
@@ -240,6 +241,20 @@ class FillScheduler:
         """Let the engine go and build another one for the next job, by default one like it."""
         self._queue.put(build_engine or self._build_engine)
 
+    async def restart(self) -> None:
+        """Withdraw everything, end the engine in the middle of what it does, and build another one.
+
+        Raises:
+            EngineLoadFailed: it cannot be built.
+        """
+        for job in tuple(self._live):
+            job.withdraw("the engine is restarted")
+        engine, self._is_restarting = self._engine, True
+        self.use()
+        if engine is not None:
+            await asyncio.to_thread(engine.close)
+        await self.load()
+
     def close(self, timeout: float = 1.0) -> bool:
         """Withdraw everything, let the engine go and end the worker.
 
@@ -291,6 +306,7 @@ class FillScheduler:
                     self._bury(item.error)
             else:
                 self._build_engine, self._load_failure, self._num_deaths = item, None, 0
+                self._is_restarting = False
                 self._let_go()
                 self._report(EngineState.UNLOADED)
         self._let_go()
@@ -326,8 +342,10 @@ class FillScheduler:
 
     def _bury(self, error: EngineDied) -> None:
         """Say that the engine died, and build another one unless they all die."""
-        logger.error("%s", error)
         self._let_go()
+        if self._is_restarting:
+            return
+        logger.error("%s", error)
         self._num_deaths += 1
         if self._num_deaths >= _MOST_DEATHS:
             self._load_failure = self._too_many_deaths(error)

@@ -110,9 +110,8 @@ async def toggle(server: DGemmaServer, params: types.ExecuteCommandParams) -> bo
 
 async def restart(server: DGemmaServer, params: types.ExecuteCommandParams) -> None:
     """Let the engine go, whatever it does, and build it anew."""
-    server.filler.scheduler.use()
     try:
-        await server.filler.scheduler.load()
+        await server.filler.scheduler.restart()
     except DGemmaError as error:
         server.tell(types.MessageType.Error, str(error))
         raise RequestFailed(str(error)) from error

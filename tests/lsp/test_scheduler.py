@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from dgemma_engine import Cancelled, CheckpointError, InfillRequest
+from dgemma_engine import Cancelled, CheckpointError, InfillRequest, InfillResult
 from dgemma_engine.fake import FakeEngine
 from dgemma_engine.process import EngineDied
 from dgemma_lsp.scheduler import EngineLoadFailed, EngineState, EngineStatus, FillScheduler, OnDeath
@@ -89,6 +89,48 @@ async def test_what_is_encoded_ahead_gives_way(start: StartScheduler) -> None:
     fill.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fill
+
+
+async def test_a_pass_that_hangs_does_not_keep_it_from_being_restarted() -> None:
+    """Whoever waits is told so; the engine is closed, and another one answers."""
+    engines: list[HangingEngine] = []
+    states: list[EngineState] = []
+
+    def build(on_death: OnDeath) -> FakeEngine:
+        if engines:
+            return FakeEngine(lambda _: "x")
+        engines.append(HangingEngine())
+        return engines[0]
+
+    scheduler = FillScheduler(build)
+    scheduler.on_change = lambda status: states.append(status.state)
+    fill = asyncio.create_task(scheduler.fill(REQUEST, **ASKED))
+    while not (engines and engines[0].hangs):
+        await asyncio.sleep(0.01)
+    await asyncio.wait_for(scheduler.restart(), 5)
+    with pytest.raises(Cancelled, match="restarted"):
+        await fill
+    assert (await scheduler.fill(REQUEST, **ASKED)).text == "x"
+    assert EngineState.ERROR not in states
+    assert states.count(EngineState.LOADING) == 2
+    assert scheduler.close(timeout=5)
+
+
+class HangingEngine(FakeEngine):
+    """Its first pass ends when it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: "never")
+        self.hangs = False
+        self._closed = threading.Event()
+
+    def fill(self, *arguments: Any, **keywords: Any) -> InfillResult:
+        self.hangs = True
+        assert self._closed.wait(10)
+        raise EngineDied("the engine was closed")
+
+    def close(self) -> None:
+        self._closed.set()
 
 
 async def test_the_engine_is_built_and_run_beside_the_event_loop(start: StartScheduler) -> None:
