@@ -24,7 +24,7 @@ from ..features.quiet import why_quiet
 from ..settings import Settings
 from ..source_file import InputError
 from . import coverage, humaneval, metrics, report
-from .holes import BUCKETS, EvalHole, read_files, sample_holes
+from .holes import BUCKETS, PROSE, EvalHole, read_files, sample_holes
 from .methods import METHODS, Answer, answer
 from .sandbox import protections
 from .typing import type_holes
@@ -127,7 +127,7 @@ def eval_holes(
                 row = metrics.summarise(holes, answers)
                 results["buckets"].setdefault(name, {})[method] = row
                 pairs = list(zip(holes, answers, strict=True))
-                if method == _SHOWN:
+                if method == _SHOWN and name != PROSE:
                     shown.extend(pairs)
                 if method == chosen[0]:
                     results["examples"] += [_example(*pair) for pair in pairs[:examples]]
@@ -183,7 +183,9 @@ def eval_typing(
     right, what repeats or leaves open, and how much memory it takes.
     """
     files = read_files(paths)
-    sampled = [sample_holes(files, name, 50, seed) for name in BUCKETS if name != "block"]
+    sampled = [
+        sample_holes(files, name, 50, seed) for name in BUCKETS if name not in ("block", PROSE)
+    ]
     # In comments and documentation the server is quiet; that is not what is to be measured.
     holes = [
         hole

@@ -6,8 +6,11 @@ The same files, seed and count give the same holes. Read `methods.py` next.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import random
+import tokenize
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +32,9 @@ _LONGEST_BLOCK_FILL = 220
 _INSIDE_WORD_SHARE = 0.3
 _MAX_TOKENS = {HoleKind.LINE: 31, HoleKind.BLOCK: 63}
 _ATTEMPTS = 400  # per hole, before a bucket is given up
+
+# Where nothing is suggested unasked, so that it says nothing about what is.
+PROSE = "prose"
 
 Span = tuple[int, int]
 
@@ -168,6 +174,17 @@ def _is_fair(file: EvalFile, span: Span, kind: HoleKind) -> bool:
 
 def _rest_of_line(file: EvalFile, rng: random.Random) -> Span | None:
     """From a place where a word may be typed, sometimes inside a word, to the line's end."""
+    span = _rest_of_any_line(file, rng)
+    return None if span is None or _is_prose(file, span[0]) else span
+
+
+def _prose(file: EvalFile, rng: random.Random) -> Span | None:
+    """The same in a comment or a docstring."""
+    span = _rest_of_any_line(file, rng)
+    return span if span is not None and _is_prose(file, span[0]) else None
+
+
+def _rest_of_any_line(file: EvalFile, rng: random.Random) -> Span | None:
     offset = rng.randrange(len(file.text) + 1)
     if _is_word_edge(file.text, offset) == (rng.random() < _INSIDE_WORD_SHARE):
         return None
@@ -190,7 +207,8 @@ def _whole_line(file: EvalFile, rng: random.Random) -> Span | None:
     line = rng.randrange(len(file.lines))
     start, end = file.lines.bounds(line)
     text = file.text[start:end]
-    return start + len(text) - len(text.lstrip()), end
+    first = start + len(text) - len(text.lstrip())
+    return None if _is_prose(file, first) else (first, end)
 
 
 def _block(file: EvalFile, rng: random.Random) -> Span | None:
@@ -237,6 +255,30 @@ def _parts(file: EvalFile) -> _Parts:
     return _Parts(bodies, calls, [value for node in nodes for value in _values(node)])
 
 
+@cache
+def _prose_spans(file: EvalFile) -> list[Span]:
+    """Comments, and strings that are statements of their own."""
+    comments = []
+    for token in tokenize.generate_tokens(io.StringIO(file.text).readline):
+        if token.type == tokenize.COMMENT:
+            start = file.lines.bounds(token.start[0] - 1)[0] + token.start[1]
+            comments.append((start, start + len(token.string)))
+    strings = [
+        file.span(node)
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+    return sorted(comments + strings)
+
+
+def _is_prose(file: EvalFile, offset: int) -> bool:
+    spans = _prose_spans(file)
+    index = bisect_right(spans, (offset, len(file.text))) - 1
+    return index >= 0 and offset <= spans[index][1]
+
+
 def _values(node: ast.AST) -> list[ast.expr]:
     value: ast.expr | None = None
     if isinstance(node, (ast.If, ast.While, ast.Assert)):
@@ -261,4 +303,5 @@ BUCKETS: dict[str, tuple[Callable[[EvalFile, random.Random], Span | None], HoleK
     "expression": (_expression, HoleKind.LINE),
     "whole line": (_whole_line, HoleKind.LINE),
     "block": (_block, HoleKind.BLOCK),
+    PROSE: (_prose, HoleKind.LINE),
 }

@@ -29,7 +29,7 @@ class Circle:
 def total(circles):
     result = 0.0
     for circle in circles:
-        result += circle.area(pi=3)
+        result += circle.area(pi=3)  # as it was, not "area()"
         print(circle, result)
     return result
 '''
@@ -55,6 +55,8 @@ def test_holes_are_what_the_bucket_says(folder: Path, bucket: str) -> None:
         rest_of_line = hole.after.partition("\n")[0]
         if bucket in ("rest of line", "whole line", "block"):
             assert not rest_of_line
+        is_code = "#" not in hole.before.rpartition("\n")[2] and hole.before.count('"""') % 2 == 0
+        assert is_code == (bucket != "prose")
         if bucket == "mid-line":
             assert rest_of_line.strip()
         if bucket == "argument list":
