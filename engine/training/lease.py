@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from dgemma_engine import load_engine
-from dgemma_engine.checkpoint import load_checkpoint
 from dgemma_engine.types import Decoder
 
 from .corpus import read_documents
@@ -40,7 +39,7 @@ from .documents import TokenizedDocument, tokenize
 from .fills import held_out_holes, score_fills
 from .pack import pack
 from .rows import RowSource
-from .train import Options, Trainer, run
+from .train import Options, Trainer, packed_run, run
 
 _STARTED = time.monotonic()
 
@@ -249,8 +248,7 @@ class Lease:
             )
             trainer.load_state(state)
         elif init_from is not None:
-            weights = load_checkpoint(init_from, self.device, "float32").state_dict()
-            trainer.start_from(weights)
+            trainer.start_from(*packed_run(init_from, self.device))
         saved = 0
 
         def pack_now_and_then() -> None:

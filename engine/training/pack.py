@@ -25,6 +25,7 @@ from dgemma_engine.stored_model import our_name_to_stored
 
 from .corpus import licence_table
 from .rows import HOLE_LENGTHS
+from .train import Progress
 
 _MAX_SHARD_BYTES = 15 * 2**20  # files of at most 16 MiB are committed
 
@@ -119,8 +120,8 @@ def build_card(
     hardware: str,
 ) -> str:
     """The model card: what it is, what it saw, what it reached, what it is not."""
-    options, progress = state["options"], state["progress"]
-    held_out = progress["held_out"][-1]
+    options, progress = state["options"], Progress(**state["progress"])
+    held_out, totals = progress.held_out[-1], progress.totals()
     bytes_by_split = statistics["bytes"]
     parts = [
         _CARD_HEAD.format(
@@ -128,10 +129,10 @@ def build_card(
             parameters=f"{num_parameters / 1e6:.2f} M",
             purpose=_PURPOSES.get(options["size"], _PURPOSES["other"]),
             hardware=hardware,
-            minutes=f"{progress['seconds'] / 60:.0f}",
-            steps=f"{progress['step']:,}",
-            document_tokens=f"{progress['document_tokens'] / 1e6:.1f} M",
-            canvas_tokens=f"{progress['canvas_tokens'] / 1e6:.1f} M",
+            minutes=f"{totals['minutes']:.0f}",
+            steps=f"{totals['step']:,}",
+            document_tokens=f"{totals['document_tokens'] / 1e6:.1f} M",
+            canvas_tokens=f"{totals['canvas_tokens'] / 1e6:.1f} M",
             train_megabytes=f"{bytes_by_split['train'] / 1e6:.1f}",
             languages=_languages(statistics),
             held_out_megabytes=f"{bytes_by_split['held_out'] / 1e6:.1f}",

@@ -19,7 +19,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,11 @@ class RequestedBatches(torch.utils.data.Dataset[Batch]):
 
 @dataclass
 class Progress:
-    """How far a run is. `seconds` counts training time over all restarts."""
+    """How far a run is. `seconds` counts training time over all restarts.
+
+    `before` is how far the runs before it in a chain were, as `losses` counts; the rows of both
+    lists go on from there.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -161,6 +165,17 @@ class Progress:
     canvas_tokens: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
     held_out: list[dict[str, float]] = field(default_factory=list)
+    before: dict[str, float] = field(default_factory=dict)
+
+    def totals(self) -> dict[str, float]:
+        """Steps, minutes and tokens of the whole chain."""
+        own = {
+            "step": self.step,
+            "minutes": self.seconds / 60.0,
+            "document_tokens": self.document_tokens,
+            "canvas_tokens": self.canvas_tokens,
+        }
+        return {name: round(value + self.before.get(name, 0), 2) for name, value in own.items()}
 
 
 class Trainer:
@@ -364,11 +379,16 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
         }
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Take another run's weights; the schedule and the optimisers begin anew."""
+    def start_from(
+        self, weights: dict[str, Tensor], losses: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """Take another run's weights and curve; the schedule and the optimisers begin anew."""
         self.model.load_state_dict(weights)
         for name, value in self.ema.items():
             value.copy_(weights[name])
+        if losses:
+            self.progress.losses = [dict(row) for row in losses]
+            self.progress.before = {name: losses[-1][name] for name in self.progress.totals()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; the options are those given now."""
@@ -403,6 +423,20 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
     partial.replace(folder / "checkpoint.pt")
     write_csv(trainer.progress.losses, folder / "losses.csv")
     write_csv(trainer.progress.held_out, folder / "held_out.csv")
+
+
+def packed_run(folder: Path, device: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Weights and losses of a packed checkpoint, for `Trainer.start_from`."""
+    weights = load_checkpoint(folder, device, "float32").state_dict()
+    rows: list[dict[str, float]] = []
+    if (folder / "losses.csv").exists():
+        with (folder / "losses.csv").open(encoding="utf-8") as file:
+            rows = [{n: _number(v) for n, v in row.items()} for row in csv.DictReader(file)]
+    return weights, rows
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def write_csv(rows: list[dict[str, float]], path: Path) -> None:
@@ -492,14 +526,7 @@ def _log(trainer: Trainer, pending: list[dict[str, float]]) -> None:
 
 
 def _stamp(trainer: Trainer, means: dict[str, float]) -> dict[str, float]:
-    progress = trainer.progress
-    return {
-        "step": progress.step,
-        "minutes": round(progress.seconds / 60.0, 2),
-        "document_tokens": progress.document_tokens,
-        "canvas_tokens": progress.canvas_tokens,
-        **means,
-    }
+    return {**trainer.progress.totals(), **means}
 
 
 def _evaluate_and_save(trainer: Trainer, folder: Path) -> None:
@@ -553,8 +580,7 @@ def _worker(rank: int, arguments: argparse.Namespace, options: Options) -> None:
         arguments.blocks,
     )
     if arguments.init_from is not None:
-        weights = load_checkpoint(arguments.init_from, arguments.device, "float32").state_dict()
-        trainer.start_from(weights)
+        trainer.start_from(*packed_run(arguments.init_from, arguments.device))
     if arguments.resume:
         state = torch.load(
             arguments.out / "checkpoint.pt", map_location=arguments.device, weights_only=True

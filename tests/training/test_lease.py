@@ -156,6 +156,11 @@ def test_a_chain_starts_from_a_packed_checkpoint(archive, tmp_path):
     )
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, atol=1e-6, rtol=1e-5)
+    curves = [
+        (tmp_path / name / "packed" / "losses.csv").read_text().splitlines()
+        for name in ("first", "second")
+    ]
+    assert curves[1][: len(curves[0])] == curves[0]
 
 
 def test_the_command_line_smokes(archive, tmp_path):

@@ -17,7 +17,7 @@ from training.fast_kernels import (
 )
 from training.optimizer import Muon, orthogonalize
 from training.pack import pack
-from training.train import Options, Trainer, run, save_checkpoint
+from training.train import Options, Progress, Trainer, run, save_checkpoint
 
 OPTIONS = Options(
     size="tiny", steps=12, tokens_per_step=1024, document_length=256, causal_share=0.25
@@ -175,11 +175,17 @@ def test_a_chain_starts_from_packed_weights(source, tokenizer):
     first = build_trainer(source, tokenizer)
     losses_of(first, 3)
     second = build_trainer(source, tokenizer)
-    second.start_from(first.model.state_dict())
+    row = {**first.progress.totals(), "total": 5.0}
+    second.start_from(first.model.state_dict(), [row])
     assert second.progress.step == 0
+    assert second.progress.losses == [row]
+    assert second.progress.totals() == first.progress.totals()
     for name, parameter in first.model.named_parameters():
         assert torch.equal(parameter, dict(second.model.named_parameters())[name])
         assert torch.equal(parameter, second.ema[name])
+    losses_of(second, 2)
+    assert second.progress.totals()["step"] == first.progress.step + 2
+    assert Progress(**second.state()["progress"]).totals() == second.progress.totals()
 
 
 def test_softcapped_cross_entropy_equals_the_plain_one():
