@@ -23,6 +23,7 @@ from torch import Tensor
 from .batching import rows_that_gain
 from .cache import KVCache, PrefixCaches
 from .canvas import Canvas
+from .chains import CausalRules, Chain, read_left_to_right
 from .checkpoint import load_checkpoint, load_configs
 from .config import SamplerConfig
 from .copying import copy_from_context
@@ -30,7 +31,7 @@ from .denoise import DenoisingStep
 from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
 from .errors import CheckpointError, OutOfMemory, RequestError
 from .judge import Judge, length_posterior
-from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
+from .left_to_right import decode_left_to_right
 from .lockstep import run_in_step
 from .loops import Denoiser, describe_kernels
 from .machine import free_memory
