@@ -1,15 +1,128 @@
-"""The encoder as a decoder of its own: a token a pass."""
+"""The encoder as a decoder of its own: a token a pass.
+
+`infill.py` has a hole written by it; what decodes otherwise has its texts read. The judge cuts what
+it wrote to fit before the suffix. Which tokens may follow, `chains.py` says.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from .cache import PrefixCache
-from .chains import CausalRules, Chain
-from .types import CancellationToken
+from .chains import CausalRules, Chain, read_left_to_right
+from .drafts import Draft, Fill, draft_of
+from .judge import Judge
+from .model import DiffusionGemma
+from .passes import InPasses
+from .strategies import InfillPlan
+from .texts import Texts
+from .tokenizer import Tokenizer
+from .types import CancellationToken, HoleKind, InfillRequest, OnStep, StopReason
+
+# Starts of a fill that are compared where the line goes on behind the hole.
+_MOST_CUTS = 16
+
+
+class LeftToRight:
+    """Writes a hole from left to right, and reads texts as if it had written them.
+
+    Attributes:
+        prefix_cache: of the client that is served; holds the plan's prompt.
+    """
+
+    def __init__(
+        self, model: DiffusionGemma, tokenizer: Tokenizer, texts: Texts, judge: Judge
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._texts = texts
+        self._judge = judge
+        self.prefix_cache = PrefixCache(model)
+
+    def fill(
+        self,
+        plan: InfillPlan,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        cancel: CancellationToken | None,
+    ) -> InPasses[Fill]:
+        """Write the hole of a plan that has rules; others have a turn after every token."""
+        assert plan.rules is not None
+        reason = StopReason.END
+        num_passes, draft = 0, Draft([], [], [0.0], [], has_ended=False)
+        chain = Chain((), (), 0.0)
+        for chain in decode_left_to_right(
+            self.prefix_cache,
+            plan.prompt_ids,
+            plan.rules,
+            request.max_tokens,
+            request.num_tokens,
+            cancel,
+        ):
+            has_written = len(chain.token_ids) > len(draft.token_ids)
+            draft = draft_of(chain)
+            num_passes += 1
+            if on_step is not None and has_written:
+                on_step(
+                    self._texts.step_of(num_passes - 1, request.max_tokens, draft, plan, request)
+                )
+            if request.deadline is not None and time.monotonic() >= request.deadline:
+                reason = StopReason.DEADLINE
+                break
+            yield None
+        if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
+            reason = StopReason.MAX_STEPS
+        if reason is not StopReason.DEADLINE and request.num_tokens is None:
+            draft, chain = self._cut_before_suffix(plan, plan.rules, draft, chain, request)
+        return Fill(draft, num_passes, reason, chain)
+
+    def read(
+        self, plan: InfillPlan, rules: CausalRules, token_ids: list[int]
+    ) -> tuple[Draft, Chain]:
+        """A text as it stands, whoever wrote it, as the encoder reads it."""
+        cache, _ = self.prefix_cache.encode(plan.prompt_ids)
+        (chain,) = read_left_to_right(self._model, cache, plan.prompt_ids, [token_ids], rules)
+        return draft_of(chain), chain
+
+    def _cut_before_suffix(
+        self,
+        plan: InfillPlan,
+        rules: CausalRules,
+        draft: Draft,
+        chain: Chain,
+        request: InfillRequest,
+    ) -> tuple[Draft, Chain]:
+        """The start of the fill that fits best before the suffix.
+
+        Left to right tends to write a line to its end, whatever follows on it, and a block on and
+        on. A line is cut anywhere if it goes on behind the hole; a block at the ends of its lines.
+        """
+        length = len(draft.token_ids)
+        is_line = request.kind is HoleKind.LINE
+        if plan.judge is None or (is_line and not request.suffix.partition("\n")[0].strip()):
+            return draft, chain
+        sizes = [
+            size
+            for size in range(1, length + 1)
+            if is_line or size == length or self._starts_line(draft.token_ids[size])
+        ][-_MOST_CUTS:]
+        if len(sizes) < 2:
+            return draft, chain
+        texts = [self._texts.text_of(draft.token_ids[:size], plan, request) for size in sizes]
+        scores = self._judge.scores(plan.judge, texts)
+        size = sizes[max(range(len(scores)), key=scores.__getitem__)]
+        if size == length:
+            return draft, chain
+        cut = draft.start(size)
+        _, again = self.read(plan, rules, cut.token_ids)
+        return cut, again
+
+    def _starts_line(self, token_id: int) -> bool:
+        return self._tokenizer.token_bytes(token_id).startswith(b"\n")
 
 
 @torch.no_grad()
