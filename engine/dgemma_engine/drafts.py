@@ -1,6 +1,6 @@
-"""What a hole holds so far: read off a denoising step, joined, cut.
+"""What a hole holds so far: read off a denoising step or a chain, joined, cut.
 
-Knows token ids, not text; `infill.py` makes text of them.
+Knows token ids, not text; `texts.py` makes text of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .canvas import Canvas
+from .chains import Chain
 from .denoise import DenoisingStep
+from .types import StopReason
 
 
 class Draft(NamedTuple):
@@ -37,6 +39,15 @@ class Draft(NamedTuple):
         )
 
 
+class Fill(NamedTuple):
+    """What a decoder came to; `chain` is None where nothing can read it from left to right."""
+
+    draft: Draft
+    num_passes: int
+    stop_reason: StopReason
+    chain: Chain | None
+
+
 def read_draft(
     step: DenoisingStep, canvas: Canvas, row: int, end_token_ids: Sequence[int]
 ) -> Draft:
@@ -53,6 +64,15 @@ def read_draft(
         accepted=step.accepted[row, hole].tolist()[:length],
         has_ended=length < len(token_ids) or not end_token_ids,
     )
+
+
+def draft_of(chain: Chain) -> Draft:
+    """What a chain says of its tokens, each given those before it."""
+    confidences = [math.exp(value) for value in chain.log_probabilities]
+    # The entropy of two outcomes, this token and any other: a lower bound of the true one.
+    entropies = [binary_entropy(value) for value in confidences] or [0.0]
+    accepted = [True] * len(confidences)
+    return Draft(list(chain.token_ids), confidences, entropies, accepted, has_ended=True)
 
 
 def join(done: Draft, more: Draft) -> Draft:

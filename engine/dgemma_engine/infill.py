@@ -1,47 +1,41 @@
 """The engine: a request in, a fill out.
 
-    InfillRequest -> InfillPlan (strategies/) -> encode what is new -> denoise -> InfillResult
+    InfillRequest -> InfillPlan (strategies/) -> encode what is new -> decode -> InfillResult
 
+What decodes: `diffusion.py`, `left_to_right.py`, `revise.py`, and `together.py` for several holes.
 Owns the model, the tokenizer and the prefix caches. Knows no files except the checkpoint's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .batching import rows_that_gain
-from .cache import KVCache, PrefixCaches
-from .canvas import Canvas
+from .cache import PrefixCaches
 from .checkpoint import load_checkpoint, load_configs
-from .config import SamplerConfig
-from .copying import copy_from_context
-from .denoise import DenoisingStep
-from .drafts import Draft, binary_entropy, join, mean_log_confidence, read_draft, surest_row
+from .copying import Copying
+from .diffusion import Diffusion
 from .errors import CheckpointError, OutOfMemory, RequestError
-from .judge import Judge, length_posterior
-from .left_to_right import CausalRules, Chain, decode_left_to_right, read_left_to_right
+from .judge import Judge
+from .left_to_right import LeftToRight
 from .lockstep import run_in_step
-from .loops import Denoiser, describe_kernels
+from .loops import Denoise, Denoiser, describe_kernels
 from .machine import free_memory
-from .memory import QUANTIZATIONS, memory_plan
+from .memory import ran_out
 from .model import DiffusionGemma
-from .passes import Pass, together
-from .revise import first_step_of, renoised
+from .passes import InPasses, together
+from .results import build_result
+from .revise import Revision
 from .run_form import fastest_dtype
-from .sampler import noise
 from .special_tokens import LANGUAGE_TAGS
-from .stopping import criteria
 from .strategies import ChatStrategy, InfillPlan, InfillStrategy, choose_strategy
 from .tensor_files import read_json
 from .texts import Texts
@@ -52,7 +46,6 @@ from .types import (
     ChatRequest,
     ClientFill,
     Decoder,
-    DraftStep,
     EngineInfo,
     HoleKind,
     InfillRequest,
@@ -71,25 +64,11 @@ DEFAULT_CHECKPOINT = "fill-4m"
 # A smaller model than this runs on one CPU thread: its operations are too short to share. Measured
 # for 4 M parameters on a busy machine: 118 ms a fill on one thread, 157 ms on two.
 _SINGLE_THREAD_PARAMETERS = 16_000_000
-# Candidate lengths that are denoised to the end after the first pass has ranked them all.
-_NUM_REFINED_LENGTHS = 2
-_LEAST_PROBABILITY = 1e-30
 # What is filled to warm up, for a client that nobody is.
 _SAMPLE = InfillRequest(
     "def area(width, height):\n    return ", "\n", decoder=Decoder.DIFFUSION, max_steps=4
 )
 _NOBODY = "warming up"
-# Starts of a fill that are compared where the line goes on behind the hole.
-_MOST_CUTS = 16
-
-_T = TypeVar("_T")
-# Work that may ask for passes, or let others on with None, and be answered with the logits.
-_InPasses = Generator[Pass | None, Tensor | None, _T]
-_Steps = (
-    Generator[DenoisingStep, Tensor | None, None]
-    | Generator[DenoisingStep | Pass, Tensor | None, None]
-)
-_Denoise = Callable[..., _Steps]
 
 
 def build_engine(
@@ -140,15 +119,6 @@ def checkpoint_folder(model: str) -> Path:
     return Path(model).expanduser()
 
 
-class _Fill(NamedTuple):
-    """What a decoder came to; `chain` is None where nothing can read it from left to right."""
-
-    draft: Draft
-    num_passes: int
-    stop_reason: StopReason
-    chain: Chain | None
-
-
 class DiffusionEngine:
     """Fills holes with a diffusion model. One fill at a time; a second caller waits.
 
@@ -177,6 +147,10 @@ class DiffusionEngine:
         self._texts = Texts(tokenizer, strategy)
         self._denoise = denoiser or Denoiser(model)
         self._together = Together(model, self._denoise, strategy, self._texts, self._judge)
+        self._left_to_right = LeftToRight(model, tokenizer, self._texts, self._judge)
+        self._diffusion = Diffusion(model, self._denoise, strategy, self._texts, self._judge)
+        self._revision = Revision(model, strategy, self._texts, self._judge, self._left_to_right)
+        self._copying = Copying(self._texts, self._judge, self._left_to_right)
         self._lock = threading.Lock()
         self._serve("")
 
@@ -212,20 +186,7 @@ class DiffusionEngine:
 
     def render(self, request: InfillRequest) -> str:
         """See `InfillEngine.render`."""
-        plan = self.strategy.plan(request)
-        token_ids, hole = plan.canvas.token_ids[0].tolist(), plan.canvas.hole_mask[0].tolist()
-        canvas = ""
-        for is_hole, slots in itertools.groupby(range(len(hole)), hole.__getitem__):
-            part = list(slots)
-            clamped = self.tokenizer.render(token_ids[slot] for slot in part)
-            canvas += f"⟨{len(part)} slots to fill⟩" if is_hole else clamped
-        prompt = self.tokenizer.render(plan.prompt_ids)
-        healed = plan.healed.decode("utf-8", errors="replace")
-        start = f"the first slot begins with {healed!r}, taken back from the prefix\n"
-        return (
-            f"prompt ({len(plan.prompt_ids)} tokens):\n{prompt}\n\n"
-            f"canvas:\n{canvas}\n{start if healed else ''}"
-        )
+        return self._texts.render(self.strategy.plan(request))
 
     def close(self) -> None:
         """Nothing to do: the memory goes with the engine."""
@@ -340,7 +301,9 @@ class DiffusionEngine:
             self._serve("")
 
     def _serve(self, client: str) -> None:
+        """All parts of the engine look at what this client's last fill left behind."""
         self._prefix_cache, self._judge.prefix_cache = self.caches.of(client)
+        self._left_to_right.prefix_cache = self._diffusion.prefix_cache = self._prefix_cache
 
     def limit_caches(self, max_bytes: int) -> None:
         """See `ManyClientEngine.limit_caches`."""
@@ -364,7 +327,7 @@ class DiffusionEngine:
             finally:
                 self.caches.trim()
 
-    def _alone(self, fill: _InPasses[InfillResult]) -> InfillResult:
+    def _alone(self, fill: InPasses[InfillResult]) -> InfillResult:
         """Do a fill, and every pass that it asks for."""
         answer: Tensor | None = None
         while True:
@@ -375,7 +338,7 @@ class DiffusionEngine:
                 return result
             answer = None if wanted is None else wanted.alone(self.model)
 
-    def _beside_others(self, call: ClientFill) -> _InPasses[InfillResult]:
+    def _beside_others(self, call: ClientFill) -> InPasses[InfillResult]:
         """A fill between whose passes the engine works for other clients.
 
         Raises:
@@ -399,21 +362,10 @@ class DiffusionEngine:
         """Free what the client held, and say what would fit."""
         self.caches.forget(client)
         self._serve("")
-        return OutOfMemory(self._fitting(tokens))
-
-    def _fitting(self, tokens: int) -> str:
-        """What to say when a fill with so many tokens of context ran out of memory."""
-        held = f" in {self.model.quantization}" if self.model.quantization else ""
-        free = free_memory(self.model.device)
-        most = 0
-        if free is not None:
-            plan = memory_plan(self.model.config, None, tokens)
-            most = tokens * free.free_bytes // (plan.cache_bytes + plan.work_bytes)
-        return (
-            f"out of memory in a fill with {tokens:,} tokens of context, beside a model of "
-            f"{self.model.num_parameters / 1e9:.1f} B parameters{held}; about "
-            f"{min(tokens // 2, most):,} tokens would fit: lower prefixChars, suffixChars or "
-            f"contextChars, or load the model with --quantization {' or '.join(QUANTIZATIONS)}"
+        model, free = self.model, free_memory(self.model.device)
+        available = 0 if free is None else free.free_bytes
+        return OutOfMemory(
+            ran_out(model.config, model.num_parameters, model.quantization, tokens, available)
         )
 
     def _fill(
@@ -422,9 +374,42 @@ class DiffusionEngine:
         request: InfillRequest,
         on_step: OnStep | None,
         cancel: CancellationToken | None,
-        denoise: _Denoise,
-    ) -> _InPasses[InfillResult]:
+        denoise: Denoise,
+    ) -> InPasses[InfillResult]:
+        """Plan, encode, decode; a reply in a conversation brings its own plan."""
         start = time.monotonic()
+        plan, decoder = self._plan(plan, request)
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        most_new = 0
+        if decoder is Decoder.DIFFUSION and not request.draft and not plan.candidates:
+            most_new = self._denoise.most_new_tokens
+        cache, num_cached, new_ids = self._prefix_cache.prepare(plan.prompt_ids, most_new)
+        encode_ms = (time.monotonic() - start) * 1000
+        if decoder is Decoder.LEFT_TO_RIGHT:
+            fill = yield from self._left_to_right.fill(plan, request, on_step, cancel)
+        elif request.draft:
+            fill = yield from self._revision.fill(cache, plan, request, on_step, cancel, denoise)
+        else:
+            fill = yield from self._diffusion.fill(
+                cache, new_ids, plan, request, on_step, cancel, denoise
+            )
+        if (
+            request.decoder is Decoder.AUTO
+            and not request.draft
+            and fill.stop_reason is not StopReason.DEADLINE
+        ):
+            fill = self._copying.instead_of(fill, plan, request)
+        total_ms = (time.monotonic() - start) * 1000
+        timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
+        return build_result(fill, plan, request, self._texts, decoder, num_cached, timings)
+
+    def _plan(self, plan: InfillPlan | None, request: InfillRequest) -> tuple[InfillPlan, Decoder]:
+        """What to run, and which decoder runs it.
+
+        Raises:
+            RequestError: the strategy cannot decode as the request asks.
+        """
         plan = plan or self.strategy.plan(request)
         decoder = request.decoder if request.decoder is not Decoder.AUTO else plan.decoder
         if request.draft:
@@ -439,389 +424,4 @@ class DiffusionEngine:
                 f"strategy {self.strategy.name!r} cannot decode left to right; "
                 "ask for the decoder 'diffusion' or 'auto'"
             )
-        if cancel is not None:
-            cancel.raise_if_cancelled()
-        most_new = 0
-        if decoder is Decoder.DIFFUSION and not request.draft and not plan.candidates:
-            most_new = self._denoise.most_new_tokens
-        cache, num_cached, new_ids = self._prefix_cache.prepare(plan.prompt_ids, most_new)
-        encode_ms = (time.monotonic() - start) * 1000
-        if decoder is Decoder.LEFT_TO_RIGHT:
-            fill = yield from self._write(plan, request, on_step, cancel)
-        elif request.draft:
-            fill = yield from self._revise(cache, plan, request, on_step, cancel, denoise)
-        else:
-            fill = yield from self._diffuse(cache, new_ids, plan, request, on_step, cancel, denoise)
-        if (
-            request.decoder is Decoder.AUTO
-            and not request.draft
-            and fill.stop_reason is not StopReason.DEADLINE
-        ):
-            fill = self._or_copied(plan, request, fill)
-        total_ms = (time.monotonic() - start) * 1000
-        token_ids = fill.draft.token_ids[: request.max_tokens]
-        confidences = fill.draft.confidences[: len(token_ids)]
-        entropies = fill.draft.entropies[: max(1, len(token_ids))]
-        text = self._text(token_ids, plan, request)
-        chances = [math.log(max(value, _LEAST_PROBABILITY)) for value in confidences]
-        end = 0.0
-        if fill.chain is not None:
-            chances = list(fill.chain.log_probabilities[: len(token_ids)])
-            end = fill.chain.end_log_probability
-        chain = list(itertools.accumulate(chances))
-        return InfillResult(
-            text=text,
-            token_ids=tuple(token_ids),
-            token_confidences=tuple(confidences),
-            token_ends=tuple(self._texts.token_ends(token_ids, plan.healed, text)),
-            prefix_confidences=tuple(map(math.exp, chain)),
-            confidence=math.exp((chain[-1] if chain else 0.0) + end),
-            mean_entropy=sum(entropies) / len(entropies),
-            decoder=decoder,
-            num_passes=fill.num_passes,
-            num_cached_tokens=num_cached,
-            num_context_tokens=len(plan.prompt_ids),
-            timings=Timings(encode_ms, total_ms - encode_ms, total_ms),
-            stop_reason=fill.stop_reason,
-        )
-
-    def _or_copied(self, plan: InfillPlan, request: InfillRequest, fill: _Fill) -> _Fill:
-        """The fill, or what the text did before if that fits better before the suffix."""
-        if plan.rules is None or plan.judge is None or request.kind is not HoleKind.LINE:
-            return fill
-        copied = copy_from_context(request)
-        text = self._text(fill.draft.token_ids, plan, request)
-        token_ids = self.tokenizer.encode(plan.judge.healed + copied)
-        if copied in ("", text) or request.num_tokens or len(token_ids) > request.max_tokens:
-            return fill
-        scores = self._judge.scores(plan.judge, [text, copied])
-        if scores[0] >= scores[1]:
-            return fill
-        draft, chain = self._as_it_stands(plan, plan.rules, token_ids)
-        return fill._replace(draft=draft, chain=chain)
-
-    def _as_it_stands(
-        self, plan: InfillPlan, rules: CausalRules, token_ids: list[int]
-    ) -> tuple[Draft, Chain]:
-        """A text that no decoder wrote, as the encoder reads it."""
-        cache, _ = self._prefix_cache.encode(plan.prompt_ids)
-        (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [token_ids], rules)
-        confidences = [math.exp(value) for value in chain.log_probabilities]
-        entropies = [binary_entropy(value) for value in confidences]
-        accepted = [True] * len(token_ids)
-        return Draft(token_ids, confidences, entropies, accepted, has_ended=True), chain
-
-    # --- left to right ---
-
-    def _write(
-        self,
-        plan: InfillPlan,
-        request: InfillRequest,
-        on_step: OnStep | None,
-        cancel: CancellationToken | None,
-    ) -> _InPasses[_Fill]:
-        assert plan.rules is not None
-        reason = StopReason.END
-        num_passes, draft = 0, Draft([], [], [0.0], [], has_ended=False)
-        chain = Chain((), (), 0.0)
-        for chain in decode_left_to_right(
-            self._prefix_cache,
-            plan.prompt_ids,
-            plan.rules,
-            request.max_tokens,
-            request.num_tokens,
-            cancel,
-        ):
-            confidences = [math.exp(value) for value in chain.log_probabilities]
-            # The entropy of two outcomes, this token and any other: a lower bound of the true one.
-            entropies = [binary_entropy(value) for value in confidences] or [0.0]
-            has_written = len(chain.token_ids) > len(draft.token_ids)
-            draft = Draft(
-                list(chain.token_ids), confidences, entropies, [True] * len(confidences), True
-            )
-            num_passes += 1
-            if on_step is not None and has_written:
-                on_step(self._show(num_passes - 1, request.max_tokens, draft, plan, request))
-            if request.deadline is not None and time.monotonic() >= request.deadline:
-                reason = StopReason.DEADLINE
-                break
-            yield None
-        if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
-            reason = StopReason.MAX_STEPS
-        if reason is not StopReason.DEADLINE and request.num_tokens is None:
-            draft, chain = self._cut_before_suffix(plan, plan.rules, draft, chain, request)
-        return _Fill(draft, num_passes, reason, chain)
-
-    def _cut_before_suffix(
-        self,
-        plan: InfillPlan,
-        rules: CausalRules,
-        draft: Draft,
-        chain: Chain,
-        request: InfillRequest,
-    ) -> tuple[Draft, Chain]:
-        """The start of the fill that fits best before the suffix.
-
-        Left to right tends to write a line to its end, whatever follows on it, and a block on and
-        on. A line is cut anywhere if it goes on behind the hole; a block at the ends of its lines.
-        """
-        length = len(draft.token_ids)
-        is_line = request.kind is HoleKind.LINE
-        if plan.judge is None or (is_line and not request.suffix.partition("\n")[0].strip()):
-            return draft, chain
-        sizes = [
-            size
-            for size in range(1, length + 1)
-            if is_line or size == length or self._starts_line(draft.token_ids[size])
-        ][-_MOST_CUTS:]
-        if len(sizes) < 2:
-            return draft, chain
-        texts = [self._text(draft.token_ids[:size], plan, request) for size in sizes]
-        scores = self._judge.scores(plan.judge, texts)
-        size = sizes[max(range(len(scores)), key=scores.__getitem__)]
-        if size == length:
-            return draft, chain
-        cut = draft.start(size)
-        (again,) = read_left_to_right(
-            self.model,
-            self._prefix_cache.encode(plan.prompt_ids)[0],
-            plan.prompt_ids,
-            [cut.token_ids],
-            rules,
-        )
-        return cut, again
-
-    def _starts_line(self, token_id: int) -> bool:
-        return self.tokenizer.token_bytes(token_id).startswith(b"\n")
-
-    # --- diffusion ---
-
-    @torch.no_grad()
-    def _diffuse(
-        self,
-        cache: KVCache,
-        new_ids: list[int],
-        plan: InfillPlan,
-        request: InfillRequest,
-        on_step: OnStep | None,
-        cancel: CancellationToken | None,
-        denoise: _Denoise,
-    ) -> _InPasses[_Fill]:
-        config = self.model.sampler_defaults
-        if request.max_steps is not None:
-            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
-        generator = torch.Generator(self.model.device).manual_seed(request.seed)
-        canvas, num_passes = plan.canvas, 0
-        if plan.rules is None and canvas.token_ids.shape[0] > 1:
-            canvas = yield from self._rank_lengths(
-                cache, new_ids, canvas, config, generator, cancel, denoise
-            )
-            num_passes, new_ids = num_passes + 1, []
-        elif plan.candidates:
-            assert plan.exact_canvas is not None
-            lengths = plan.candidates
-            if plan.num_drafts < len(lengths):
-                lengths = yield from self._likely_lengths(cache, plan, generator)
-                num_passes += 1
-            canvas = plan.exact_canvas(lengths)
-
-        done = Draft([], [], [], [], has_ended=False)
-        while True:
-            reason, last = StopReason.MAX_STEPS, None
-            steps = denoise(
-                cache,
-                canvas,
-                config,
-                generator,
-                criteria(config, self.strategy.end_token_ids),
-                cancel,
-                new_ids=new_ids,
-            )
-            kept: Tensor | None = None
-            while (step := (yield from _next(steps, kept))) is not None:
-                last, kept = step, None
-                num_passes += 1
-                if on_step is not None:
-                    shown = join(done, self._read(last, canvas, surest_row(last, canvas)))
-                    on_step(self._show(last.step, config.max_denoising_steps, shown, plan, request))
-                reason = last.stop_reason or reason
-                if request.deadline is not None and time.monotonic() >= request.deadline:
-                    reason = StopReason.DEADLINE if last.stop_reason is None else reason
-                    break
-                if last.step + 1 == plan.probe_passes and len(canvas.token_ids) > plan.num_refined:
-                    kept = self._promising(plan, last, canvas, request)
-                    canvas, last = canvas.select(kept), last.select(kept)
-                    # If these had finished before the others, there is no further step to say so.
-                    reason = StopReason.STABLE if bool(last.is_finished.all()) else reason
-            assert last is not None  # there is at least one step
-            if plan.rules is not None:
-                drafts = [self._read(last, canvas, row) for row in range(len(canvas.token_ids))]
-                draft, chain = self._choose(cache, plan, plan.rules, drafts, request)
-                return _Fill(draft, num_passes, reason, chain)
-            done = join(done, self._read(last, canvas, surest_row(last, canvas)))
-            is_full = len(done.token_ids) >= request.max_tokens or reason is StopReason.DEADLINE
-            if done.has_ended or is_full or not plan.may_continue:
-                return _Fill(done, num_passes, reason, None)
-            cache, _, new_ids = self._prefix_cache.prepare(
-                plan.prompt_ids + done.token_ids, self._denoise.most_new_tokens
-            )
-            canvas = dataclasses.replace(
-                Canvas.open(1, canvas.token_ids.shape[1], self.model.device), banned=canvas.banned
-            )
-
-    @torch.no_grad()
-    def _revise(
-        self,
-        cache: KVCache,
-        plan: InfillPlan,
-        request: InfillRequest,
-        on_step: OnStep | None,
-        cancel: CancellationToken | None,
-        denoise: _Denoise,
-    ) -> _InPasses[_Fill]:
-        """Denoise a draft again: its least likely tokens become noise, the others stay to begin.
-
-        One pass over the draft as it stands says how likely each token is. What comes out is the
-        draft, unless the new text fits better before the suffix or all of it was to be new.
-        """
-        config = self.model.sampler_defaults
-        if request.max_steps is not None:
-            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
-        generator = torch.Generator(self.model.device).manual_seed(request.seed)
-        assert request.draft is not None
-        canvas = plan.canvas.select(torch.zeros(1, dtype=torch.int64, device=self.model.device))
-        draft_ids = self._texts.draft_ids(request.draft, plan.healed)
-        num_slots, ends = int(canvas.hole_mask.sum()), self.strategy.end_token_ids
-        most = num_slots - 1 if ends else num_slots
-        if len(draft_ids) > most:
-            raise RequestError(
-                f"the text to revise has {len(draft_ids)} tokens, the canvas holds {most}; "
-                "choose a shorter one"
-            )
-        tail = [*ends[:1], *ends[-1:] * num_slots][: num_slots - len(draft_ids)]
-        held = torch.tensor([draft_ids + tail], device=self.model.device)
-        is_draft = torch.arange(num_slots, device=self.model.device)[None] < len(draft_ids)
-        initial = renoised(self.model, cache, canvas, held, is_draft, request.strength, generator)
-        num_steps = config.max_denoising_steps
-        reason, num_passes = StopReason.MAX_STEPS, 1
-        last: DenoisingStep | None = None
-        steps = denoise(
-            cache,
-            canvas,
-            config,
-            generator,
-            criteria(config, self.strategy.end_token_ids),
-            cancel,
-            initial=initial,
-            first_step=first_step_of(request.strength, num_steps),
-        )
-        while (step := (yield from _next(steps, None))) is not None:
-            last = step
-            num_passes += 1
-            if on_step is not None:
-                draft = self._read(last, canvas, 0)
-                on_step(self._show(last.step, num_steps, draft, plan, request))
-            reason = last.stop_reason or reason
-            if request.deadline is not None and time.monotonic() >= request.deadline:
-                reason = StopReason.DEADLINE if last.stop_reason is None else reason
-                break
-        assert last is not None
-        done = self._read(last, canvas, 0)
-        if plan.rules is None or not done.token_ids:
-            return _Fill(done, num_passes, reason, None)
-        best = done.token_ids
-        if plan.judge is not None and request.strength < 1.0:
-            revised = self._text(best, plan, request)
-            scores = self._judge.scores(plan.judge, [request.draft, revised])
-            best = draft_ids if scores[0] >= scores[1] else best
-        written, chain = self._as_it_stands(plan, plan.rules, best)
-        return _Fill(written, num_passes, reason, chain)
-
-    def _promising(
-        self, plan: InfillPlan, step: DenoisingStep, canvas: Canvas, request: InfillRequest
-    ) -> Tensor:
-        """(N,) the rows whose drafts fit best before the suffix, as they stand."""
-        assert plan.judge is not None
-        drafts = [self._read(step, canvas, row) for row in range(len(canvas.token_ids))]
-        texts = [self._text(draft.token_ids, plan, request) for draft in drafts]
-        scores = torch.tensor(self._judge.scores(plan.judge, texts))
-        best = scores.topk(plan.num_refined).indices.sort().values
-        return best.to(self.model.device)
-
-    def _choose(
-        self,
-        cache: KVCache,
-        plan: InfillPlan,
-        rules: CausalRules,
-        drafts: list[Draft],
-        request: InfillRequest,
-    ) -> tuple[Draft, Chain]:
-        """The draft that fits best before the suffix; an empty one only if there is no other."""
-        own = [draft for draft in drafts if draft.token_ids] or drafts[:1]
-        best = own[0]
-        if len(own) > 1:
-            assert plan.judge is not None
-            texts = [self._text(draft.token_ids, plan, request) for draft in own]
-            scores = self._judge.scores(plan.judge, texts)
-            best = own[max(range(len(own)), key=scores.__getitem__)]
-        (chain,) = read_left_to_right(self.model, cache, plan.prompt_ids, [best.token_ids], rules)
-        return best, chain
-
-    def _likely_lengths(
-        self, cache: KVCache, plan: InfillPlan, generator: torch.Generator
-    ) -> _InPasses[tuple[int, ...]]:
-        """The likeliest candidates after one pass over a canvas that leaves the length open."""
-        canvas = plan.canvas
-        slots = canvas.hole_slots()
-        shape = (canvas.token_ids.shape[0], canvas.token_ids.shape[1])
-        token_ids = canvas.impose(noise(shape, self.model.config.vocab_size, generator))
-        logits = yield Pass(token_ids, cache, None, slots)
-        assert logits is not None
-        posterior = length_posterior(canvas.part(slots).restrict(logits)[0])
-        chances = posterior[torch.tensor(plan.candidates, device=posterior.device)]
-        best = chances.topk(min(plan.num_drafts, len(plan.candidates))).indices
-        return tuple(sorted(plan.candidates[index] for index in best.tolist()))
-
-    def _rank_lengths(
-        self,
-        cache: KVCache,
-        new_ids: list[int],
-        canvas: Canvas,
-        config: SamplerConfig,
-        generator: torch.Generator,
-        cancel: CancellationToken | None,
-        denoise: _Denoise,
-    ) -> _InPasses[Canvas]:
-        """One pass over all candidate lengths; the rows that promise most."""
-        once = dataclasses.replace(config, max_denoising_steps=1)
-        steps = denoise(cache, canvas, once, generator, [], cancel, new_ids=new_ids)
-        step = yield from _next(steps, None)
-        assert step is not None
-        scores = mean_log_confidence(step, canvas)
-        best = scores.topk(min(_NUM_REFINED_LENGTHS, len(scores))).indices.sort().values
-        return canvas.select(best)
-
-    def _read(self, step: DenoisingStep, canvas: Canvas, row: int) -> Draft:
-        return read_draft(step, canvas, row, self.strategy.end_token_ids)
-
-    def _text(self, token_ids: list[int], plan: InfillPlan, request: InfillRequest) -> str:
-        return self._texts.text(token_ids, plan.healed, request, is_reply=plan.is_reply)
-
-    def _show(
-        self, step: int, max_steps: int, draft: Draft, plan: InfillPlan, request: InfillRequest
-    ) -> DraftStep:
-        text = self._text(draft.token_ids, plan, request)
-        return self._texts.step(step, max_steps, draft, plan.healed, text)
-
-
-def _next(steps: _Steps, rows: Tensor | None) -> _InPasses[DenoisingStep | None]:
-    """The next step, of these rows alone if any are named; None after the last one."""
-    given = rows
-    while True:
-        try:
-            found = steps.send(given)
-        except StopIteration:
-            return None
-        if isinstance(found, DenoisingStep):
-            return found
-        given = yield found
+        return plan, decoder

@@ -1,75 +1,128 @@
-"""The encoder as a decoder of its own: a token a pass, and the judge of what diffusion drafted.
+"""The encoder as a decoder of its own: a token a pass.
 
-Both modes of the model share their weights, so that every checkpoint of ours can also write from
-left to right with the suffix in its prompt. Its chain of probabilities says how likely a text is to
-be exactly right, which the canvas, all of whose slots lean on each other, cannot say.
-Knows ids and tensors, not text.
+`infill.py` has a hole written by it; what decodes otherwise has its texts read. The judge cuts what
+it wrote to fit before the suffix. Which tokens may follow, `chains.py` says.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from .cache import KVCache, PrefixCache
+from .cache import PrefixCache
+from .chains import CausalRules, Chain, read_left_to_right
+from .drafts import Draft, Fill, draft_of
+from .judge import Judge
 from .model import DiffusionGemma
-from .types import CancellationToken
+from .passes import InPasses
+from .strategies import InfillPlan
+from .texts import Texts
+from .tokenizer import Tokenizer
+from .types import CancellationToken, HoleKind, InfillRequest, OnStep, StopReason
+
+# Starts of a fill that are compared where the line goes on behind the hole.
+_MOST_CUTS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class CausalRules:
-    """What may follow what in a hole that is read from left to right.
+class LeftToRight:
+    """Writes a hole from left to right, and reads texts as if it had written them.
 
     Attributes:
-        banned: (V,) bool, tokens that no place may take.
-        ends: (V,) bool, tokens before which the fill ends; not banned, at least one.
-        first_allowed: (V,) bool, the only tokens that the first place may take, be they `banned` or
-            `ends`; at least one. None treats the first place like the others.
+        prefix_cache: of the client that is served; holds the plan's prompt.
     """
 
-    banned: Tensor
-    ends: Tensor
-    first_allowed: Tensor | None = None
+    def __init__(
+        self, model: DiffusionGemma, tokenizer: Tokenizer, texts: Texts, judge: Judge
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._texts = texts
+        self._judge = judge
+        self.prefix_cache = PrefixCache(model)
 
-    def log_probabilities(self, logits: Tensor, *, is_first: bool) -> tuple[Tensor, Tensor]:
-        """What is allowed, made to sum to one.
+    def fill(
+        self,
+        plan: InfillPlan,
+        request: InfillRequest,
+        on_step: OnStep | None,
+        cancel: CancellationToken | None,
+    ) -> InPasses[Fill]:
+        """Write the hole of a plan that has rules; others have a turn after every token."""
+        assert plan.rules is not None
+        reason = StopReason.END
+        num_passes, draft = 0, Draft([], [], [0.0], [], has_ended=False)
+        chain = Chain((), (), 0.0)
+        for chain in decode_left_to_right(
+            self.prefix_cache,
+            plan.prompt_ids,
+            plan.rules,
+            request.max_tokens,
+            request.num_tokens,
+            cancel,
+        ):
+            has_written = len(chain.token_ids) > len(draft.token_ids)
+            draft = draft_of(chain)
+            num_passes += 1
+            if on_step is not None and has_written:
+                on_step(
+                    self._texts.step_of(num_passes - 1, request.max_tokens, draft, plan, request)
+                )
+            if request.deadline is not None and time.monotonic() >= request.deadline:
+                reason = StopReason.DEADLINE
+                break
+            yield None
+        if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
+            reason = StopReason.MAX_STEPS
+        if reason is not StopReason.DEADLINE and request.num_tokens is None:
+            draft, chain = self._cut_before_suffix(plan, plan.rules, draft, chain, request)
+        return Fill(draft, num_passes, reason, chain)
 
-        Args:
-            logits: (N, V) float32, all of the same place. Not modified.
-            is_first: the place is the hole's first.
-        Returns:
-            of tokens that go on, (N, V) float32, and of ending here, (N,): the sum over `ends`.
+    def read(
+        self, plan: InfillPlan, rules: CausalRules, token_ids: list[int]
+    ) -> tuple[Draft, Chain]:
+        """A text as it stands, whoever wrote it, as the encoder reads it."""
+        cache, _ = self.prefix_cache.encode(plan.prompt_ids)
+        (chain,) = read_left_to_right(self._model, cache, plan.prompt_ids, [token_ids], rules)
+        return draft_of(chain), chain
+
+    def _cut_before_suffix(
+        self,
+        plan: InfillPlan,
+        rules: CausalRules,
+        draft: Draft,
+        chain: Chain,
+        request: InfillRequest,
+    ) -> tuple[Draft, Chain]:
+        """The start of the fill that fits best before the suffix.
+
+        Left to right tends to write a line to its end, whatever follows on it, and a block on and
+        on. A line is cut anywhere if it goes on behind the hole; a block at the ends of its lines.
         """
-        if is_first and self.first_allowed is not None:
-            allowed = logits.masked_fill(~self.first_allowed, -math.inf).log_softmax(dim=-1)
-            return allowed, allowed.new_full(allowed.shape[:1], -math.inf)
-        allowed = logits.masked_fill(self.banned, -math.inf).log_softmax(dim=-1)
-        end = allowed.masked_fill(~self.ends, -math.inf).logsumexp(dim=-1)
-        return allowed.masked_fill(self.ends, -math.inf), end
+        length = len(draft.token_ids)
+        is_line = request.kind is HoleKind.LINE
+        if plan.judge is None or (is_line and not request.suffix.partition("\n")[0].strip()):
+            return draft, chain
+        sizes = [
+            size
+            for size in range(1, length + 1)
+            if is_line or size == length or self._starts_line(draft.token_ids[size])
+        ][-_MOST_CUTS:]
+        if len(sizes) < 2:
+            return draft, chain
+        texts = [self._texts.text_of(draft.token_ids[:size], plan, request) for size in sizes]
+        scores = self._judge.scores(plan.judge, texts)
+        size = sizes[max(range(len(scores)), key=scores.__getitem__)]
+        if size == length:
+            return draft, chain
+        cut = draft.start(size)
+        _, again = self.read(plan, rules, cut.token_ids)
+        return cut, again
 
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A fill's tokens, read from left to right.
-
-    Attributes:
-        token_ids: of the fill, without its end.
-        log_probabilities: of each token, given those before it; nats.
-        end_log_probability: of ending there.
-    """
-
-    token_ids: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
-    end_log_probability: float
-
-    @property
-    def log_probability(self) -> float:
-        """That the fill is these tokens and no more."""
-        return sum(self.log_probabilities) + self.end_log_probability
+    def _starts_line(self, token_id: int) -> bool:
+        return self._tokenizer.token_bytes(token_id).startswith(b"\n")
 
 
 @torch.no_grad()
@@ -117,35 +170,3 @@ def decode_left_to_right(
             -math.inf,
         )
         yield chain
-
-
-@torch.no_grad()
-def read_left_to_right(
-    model: DiffusionGemma,
-    cache: KVCache,
-    prompt_ids: Sequence[int],
-    drafts: Sequence[Sequence[int]],
-    rules: CausalRules,
-) -> list[Chain]:
-    """Judge drafts in one pass: the chain of each.
-
-    Args:
-        model: the model.
-        cache: of `prompt_ids`, one row. Only read.
-        prompt_ids: S >= 1.
-        drafts: token ids without end marks; may be empty ones.
-        rules: of the hole.
-    """
-    width = 1 + max(map(len, drafts))
-    rows = [[prompt_ids[-1], *draft] for draft in drafts]
-    padded = [row + [0] * (width - len(row)) for row in rows]
-    token_ids = torch.tensor(padded, device=model.device)
-    logits = model.continuation_logits(token_ids, cache, len(prompt_ids) - 1)  # (N, width, V)
-    chains = []
-    for row, draft in enumerate(drafts):
-        first, first_end = rules.log_probabilities(logits[row, :1], is_first=True)
-        later, later_end = rules.log_probabilities(logits[row, 1:], is_first=False)
-        going_on, end = torch.cat((first, later)), torch.cat((first_end, later_end))
-        own = going_on[range(len(draft)), list(draft)].tolist() if draft else []
-        chains.append(Chain(tuple(draft), tuple(own), float(end[len(draft)])))
-    return chains

@@ -6,7 +6,7 @@ former does not do what is asked for. Both yield the same steps.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +19,17 @@ from .config import SamplerConfig
 from .denoise import DenoisingStep, denoise, denoise_in_passes
 from .device_loop import MOST_NEW_TOKENS, DeviceLoop
 from .model import DiffusionGemma
-from .passes import Pass
+from .passes import InPasses, Pass
 from .sampler import Randoms
 from .stopping import StoppingCriterion
 from .types import CancellationToken
+
+# What a denoising yields, with its passes done or left to whoever runs it.
+Steps = (
+    Generator[DenoisingStep, Tensor | None, None]
+    | Generator[DenoisingStep | Pass, Tensor | None, None]
+)
+Denoise = Callable[..., Steps]  # a Denoiser, or its `in_passes`
 
 
 class Denoiser:
@@ -130,6 +137,19 @@ class Denoiser:
             first_step=first_step,
             randoms=randoms,
         )
+
+
+def next_step(steps: Steps, rows: Tensor | None) -> InPasses[DenoisingStep | None]:
+    """The next step, of these rows alone if any are named; None after the last one."""
+    given = rows
+    while True:
+        try:
+            found = steps.send(given)
+        except StopIteration:
+            return None
+        if isinstance(found, DenoisingStep):
+            return found
+        given = yield found
 
 
 def describe_kernels() -> str:

@@ -209,6 +209,29 @@ def does_not_fit(config: ModelConfig, plan: MemoryPlan, available: int, where: s
     )
 
 
+def ran_out(
+    config: ModelConfig,
+    parameters: int,
+    quantization: str | None,
+    context_tokens: int,
+    available: int,
+) -> str:
+    """An error's text: a fill with so much context did not fit beside the model; what would.
+
+    Args:
+        available: bytes that are free without the fill, 0 if nobody knows.
+    """
+    held = f" in {quantization}" if quantization else ""
+    plan = memory_plan(config, None, context_tokens)
+    most = context_tokens * available // (plan.cache_bytes + plan.work_bytes)
+    return (
+        f"out of memory in a fill with {context_tokens:,} tokens of context, beside a model of "
+        f"{parameters / 1e9:.1f} B parameters{held}; about {min(context_tokens // 2, most):,} "
+        "tokens would fit: lower prefixChars, suffixChars or contextChars, or load the model with "
+        f"--quantization {' or '.join(QUANTIZATIONS)}"
+    )
+
+
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB"
 

@@ -6,8 +6,8 @@ where it lies in its client's cache: nothing is gathered, padded or masked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,11 @@ class Pass(NamedTuple):
     def alone(self, model: DiffusionGemma) -> Tensor:
         """(B, M, V) float32."""
         return model.denoise_logits(*self)
+
+
+_T = TypeVar("_T")
+# Work that may ask for passes, or let others on with None, and be answered with the logits.
+InPasses = Generator[Pass | None, Tensor | None, _T]
 
 
 def together(

@@ -257,6 +257,7 @@ def test_demo(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "from dgemma_lsp.cli import main; main(['--help'])",
         "from dgemma_lsp.cli import main; main(['serve', '--help'])",
         "import dgemma_lsp.server",
+        "import dgemma_engine.copying",
     ],
 )
 def test_torch_is_not_imported_needlessly(statement: str) -> None:

@@ -283,14 +283,14 @@ def test_memory_that_one_lacks_is_its_own(
     """What the client held is freed, and it is told; the other is filled."""
     requests = diffused(*REQUESTS[:2])
     expected = marked.fill(requests[1])
-    plain = marked._diffuse
+    plain = marked._diffusion.fill
 
     def fail(*arguments: object) -> object:
         if requests[0] in arguments:
             raise torch.OutOfMemoryError("no room")
         return plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(marked, "_diffuse", fail)
+    monkeypatch.setattr(marked._diffusion, "fill", fail)
     outcomes = fill_many(marked, calls_of(requests))
     assert isinstance(outcomes[0], OutOfMemory)
     assert "client 0" not in marked.caches.clients
@@ -309,6 +309,41 @@ def test_prompts_beyond_the_plan_of_memory_wait(
     assert set(passes) == {1}
     for index, result in enumerate(expected):
         assert_same(result, outcomes[index])
+
+
+def held(engine: DiffusionEngine, client: str, token_ids: list[int]) -> int:
+    """How many of the tokens a client's cache has."""
+    return engine.caches.of(client).prompt.encode(token_ids)[1]
+
+
+def test_what_is_written_is_in_the_own_cache(marked: DiffusionEngine) -> None:
+    """Token by token, in step: accepting the fill costs no encoding."""
+    exact = {"decoder": Decoder.LEFT_TO_RIGHT, "kind": HoleKind.LINE, "num_tokens": 5}
+    requests = [dataclasses.replace(request, **exact) for request in REQUESTS[:2]]  # type: ignore[arg-type]
+    outcomes = fill_many(marked, calls_of(requests))
+    for index, request in enumerate(requests):
+        outcome = outcomes[index]
+        assert isinstance(outcome, InfillResult), outcome
+        written = marked.strategy.plan(request).prompt_ids + list(outcome.token_ids)
+        assert held(marked, f"client {index}", written) == len(written)
+
+
+def test_what_goes_on_over_canvases_is_in_the_own_cache(tmp_path: Path) -> None:
+    """All that the last of them goes on from."""
+    folder = save_checkpoint(tmp_path / "chat", CHAT_TOKENS, canvas_length=16)
+    engine = build_engine(str(folder), "cpu", "float32")
+    engine.strategy._banned[list(engine.strategy.end_token_ids)] = True  # type: ignore[attr-defined]
+    requests = [
+        sample_request(kind=HoleKind.SELECTION, max_tokens=40),
+        InfillRequest("x = ", "", HoleKind.SELECTION, max_tokens=40, seed=7),
+    ]
+    outcomes = fill_many(engine, calls_of(requests))
+    for index, request in enumerate(requests):
+        outcome = outcomes[index]
+        assert isinstance(outcome, InfillResult), outcome
+        assert len(outcome.token_ids) == 40
+        before_last = engine.strategy.plan(request).prompt_ids + list(outcome.token_ids[:32])
+        assert held(engine, f"client {index}", before_last) == len(before_last)
 
 
 def test_two_of_one_client_are_refused(marked: DiffusionEngine) -> None:

@@ -171,14 +171,14 @@ def test_chat_goes_on_over_several_canvases(tmp_path: Path) -> None:
     # A random model seldom ends a turn; forbid it, so that only max_tokens ends the reply.
     engine.strategy.end_token_ids = ()
     engine.strategy._banned[torch.tensor([0, 1, 4])] = True  # type: ignore[attr-defined]
-    engine._read = _never_ended(engine)  # type: ignore[method-assign]
+    engine._diffusion._read = _never_ended(engine)  # type: ignore[method-assign]
     result = engine.fill(request(kind=HoleKind.SELECTION, max_tokens=40))
     assert len(result.token_ids) == 40
     assert result.num_passes > 6
 
 
 def _never_ended(engine: DiffusionEngine):  # type: ignore[no-untyped-def]
-    read = engine._read
+    read = engine._diffusion._read
     return lambda *arguments: read(*arguments)._replace(has_ended=False)
 
 

@@ -79,13 +79,13 @@ def test_only_the_likeliest_lengths_are_drafted(tmp_path: Path) -> None:
     """With fewer drafts than candidates a first look chooses, and counts as a pass."""
     engine = engine_of(tmp_path, line_candidates=CANDIDATES, line_drafts=2)
     looks = []
-    likely = engine._likely_lengths
+    likely = engine._diffusion._likely_lengths
 
     def watch(*arguments: object) -> Any:
         looks.append((yield from likely(*arguments)))  # type: ignore[arg-type]
         return looks[-1]
 
-    engine._likely_lengths = watch  # type: ignore[method-assign]
+    engine._diffusion._likely_lengths = watch  # type: ignore[method-assign]
     result = engine.fill(request(max_steps=2))
     assert len(looks[0]) == 2
     assert set(looks[0]) < set(CANDIDATES)

@@ -20,8 +20,9 @@ from dgemma_engine import (
 )
 from dgemma_engine.cache import PrefixCache
 from dgemma_engine.canvas import EOM_ID, PAD_ID
+from dgemma_engine.chains import CausalRules, read_left_to_right
 from dgemma_engine.infill import DiffusionEngine, build_engine
-from dgemma_engine.left_to_right import CausalRules, decode_left_to_right, read_left_to_right
+from dgemma_engine.left_to_right import decode_left_to_right
 from dgemma_engine.masks import encoder_mask
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.strategies.plan import token_mask

@@ -4,7 +4,7 @@
     ChatStrategy     instruction-tuned models
     LengthStrategy   any model; slower, and without an idea of its own where to end
 
-Each knows text and token ids; running the canvas is `infill.py`'s part.
+Each knows text and token ids; running the canvas is `diffusion.py`'s part.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from ..canvas import (
     marked_canvas_of_several,
     marked_prompt,
 )
+from ..chains import CausalRules
 from ..config import ModelConfig
 from ..edges import cut_to_kind, heal, last_tokens
 from ..errors import CheckpointError, HolesTooFarApart
 from ..judge import JudgePrompt
-from ..left_to_right import CausalRules
 from ..special_tokens import LANGUAGE_TAGS
 from ..tokenizer import Tokenizer
 from ..types import Decoder, HoleKind, InfillRequest, JointRequest

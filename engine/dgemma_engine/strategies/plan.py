@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..canvas import Canvas
+from ..chains import CausalRules
 from ..config import ModelConfig
 from ..errors import RequestError
 from ..judge import JudgePrompt
-from ..left_to_right import CausalRules
 from ..tokenizer import Tokenizer
 from ..types import Decoder, InfillRequest, JointRequest
 

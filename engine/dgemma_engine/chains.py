@@ -1,0 +1,103 @@
+"""How likely a text is, read from left to right by the encoder.
+
+Encoder and canvas share their weights, so that every checkpoint of ours can also read and write
+from left to right with the suffix in its prompt. Its chain of probabilities says how likely a text
+is to be exactly right, which the canvas, all of whose slots lean on each other, cannot say.
+Knows ids and tensors, not text. `left_to_right.py` writes by the same rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .model import DiffusionGemma
+
+
+@dataclass(frozen=True, slots=True)
+class CausalRules:
+    """What may follow what in a hole that is read from left to right.
+
+    Attributes:
+        banned: (V,) bool, tokens that no place may take.
+        ends: (V,) bool, tokens before which the fill ends; not banned, at least one.
+        first_allowed: (V,) bool, the only tokens that the first place may take, be they `banned` or
+            `ends`; at least one. None treats the first place like the others.
+    """
+
+    banned: Tensor
+    ends: Tensor
+    first_allowed: Tensor | None = None
+
+    def log_probabilities(self, logits: Tensor, *, is_first: bool) -> tuple[Tensor, Tensor]:
+        """What is allowed, made to sum to one.
+
+        Args:
+            logits: (N, V) float32, all of the same place. Not modified.
+            is_first: the place is the hole's first.
+        Returns:
+            of tokens that go on, (N, V) float32, and of ending here, (N,): the sum over `ends`.
+        """
+        if is_first and self.first_allowed is not None:
+            allowed = logits.masked_fill(~self.first_allowed, -math.inf).log_softmax(dim=-1)
+            return allowed, allowed.new_full(allowed.shape[:1], -math.inf)
+        allowed = logits.masked_fill(self.banned, -math.inf).log_softmax(dim=-1)
+        end = allowed.masked_fill(~self.ends, -math.inf).logsumexp(dim=-1)
+        return allowed.masked_fill(self.ends, -math.inf), end
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A fill's tokens, read from left to right.
+
+    Attributes:
+        token_ids: of the fill, without its end.
+        log_probabilities: of each token, given those before it; nats.
+        end_log_probability: of ending there.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    end_log_probability: float
+
+    @property
+    def log_probability(self) -> float:
+        """That the fill is these tokens and no more."""
+        return sum(self.log_probabilities) + self.end_log_probability
+
+
+@torch.no_grad()
+def read_left_to_right(
+    model: DiffusionGemma,
+    cache: KVCache,
+    prompt_ids: Sequence[int],
+    drafts: Sequence[Sequence[int]],
+    rules: CausalRules,
+) -> list[Chain]:
+    """Judge drafts in one pass: the chain of each.
+
+    Args:
+        model: the model.
+        cache: of `prompt_ids`, one row. Only read.
+        prompt_ids: S >= 1.
+        drafts: token ids without end marks; may be empty ones.
+        rules: of the hole.
+    """
+    width = 1 + max(map(len, drafts))
+    rows = [[prompt_ids[-1], *draft] for draft in drafts]
+    padded = [row + [0] * (width - len(row)) for row in rows]
+    token_ids = torch.tensor(padded, device=model.device)
+    logits = model.continuation_logits(token_ids, cache, len(prompt_ids) - 1)  # (N, width, V)
+    chains = []
+    for row, draft in enumerate(drafts):
+        first, first_end = rules.log_probabilities(logits[row, :1], is_first=True)
+        later, later_end = rules.log_probabilities(logits[row, 1:], is_first=False)
+        going_on, end = torch.cat((first, later)), torch.cat((first_end, later_end))
+        own = going_on[range(len(draft)), list(draft)].tolist() if draft else []
+        chains.append(Chain(tuple(draft), tuple(own), float(end[len(draft)])))
+    return chains
