@@ -224,17 +224,18 @@ def test_files_edited_lately_are_read_too(tmp_path: Path) -> None:
 
 def test_what_arrives_at_once_is_encoded_ahead() -> None:
     """Up to its end, once; not what is typed by key, nor where nothing may be suggested."""
-    with editing("x = 1\ny = \n") as editor:
+    head = "# a note\nx = 1\ny = "
+    with editing(head + "\n") as editor:
         wait_until(lambda: editor.state()["is_ready"])
-        editor.type(len("x = 1\ny = "), "f")
-        editor.type(len("x = 1\ny = f"), "oo(bar)")
-        wait_until(lambda: editor.state()["encoded"])
-        editor.type(0, "# a comment\n")
-        editor.type(len("# a comm"), "only words here")
-        editor.type(0, "import os")
-        editor.type(len("import os"), "\n")
+        editor.type(len(head), "f")
         time.sleep(0.5)
-        assert editor.state()["encoded"] == ["x = 1\ny = foo(bar)"]
+        editor.type(len("# a note"), " of many words")
+        time.sleep(0.5)
+        assert not editor.state()["encoded"]
+        head = head.replace("note", "note of many words")
+        editor.type(len(head + "f"), "oo(bar)")
+        wait_until(lambda: editor.state()["encoded"])
+        assert editor.state()["encoded"] == [head + "foo(bar)"]
         assert editor.state()["num_requests"] == 0
 
 
