@@ -6,13 +6,16 @@ own for the test.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -55,6 +58,15 @@ READER = """class Reader:
 
 # A Python, and no dgemma-lsp beside it.
 BARE = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
+
+# And no package index.
+OFFLINE = BARE | {"PIP_NO_INDEX": "1"}
+
+# Of the extension; its server has the same.
+VERSION = json.loads((EXTENSION / "package.json").read_text(encoding="utf-8"))["version"]
+
+# In a profile, the environment that the extension makes.
+MANAGED = "User/globalStorage/dgemma-lsp.dgemma/server"
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]  # the first installation takes minutes
 
@@ -424,7 +436,141 @@ def test_a_clean_profile_is_three_steps_from_a_suggestion(
         window.type(" ")
         window.ghost_text()
         window.shoot(shots / "installed.png")
+        note = vscode.profile / MANAGED / "dgemma-installed.json"
+        assert json.loads(note.read_text("utf-8"))["requirement"].endswith(".whl")
     shutil.rmtree(tmp_path / "profile")  # 1 GB, which pytest would keep
+
+
+@pytest.mark.parametrize("installed", ["0.0.9", VERSION], ids=["another version", "rebuilt"])
+def test_a_managed_server_is_updated_on_consent(
+    installation: Installation,
+    vsix: Path,
+    tmp_path: Path,
+    workspace: Path,
+    shots: Path,
+    installed: str,
+) -> None:
+    """The old server works until the user agrees; then the one of the extension is started.
+
+    The environment with the same version, but another build of it, has no note. Where torch came
+    from is remembered.
+    """
+    old, new = Report(tmp_path / "old.jsonl"), Report(tmp_path / "new.jsonl")
+    file = workspace / "area.py"
+    file.write_text("x = ", encoding="utf-8")
+    with editor(
+        installation, tmp_path / "profile", _with_wheel(vsix, tmp_path, new), {}, OFFLINE
+    ) as vscode:
+        note = _install_managed(vscode, _make_wheel(tmp_path / "old", installed, old), cpu=True)
+        has_note = installed != VERSION
+        if not has_note:
+            note.unlink()
+        with vscode.window() as window:
+            window.open(workspace, file)
+            vscode.wait_for_log("found by: managed")
+            window.wait(_says("Update it?"), 30)
+            window.status("scripted")
+            window.shoot(shots / "outdated.png")
+            old.wait("options")
+            assert not new.file.exists()
+            window.click(".notification-toast .monaco-button:text-is('Update')")
+            _wait_until(lambda: bool(new.all("options")), 60)
+            window.status("scripted")
+            noted = json.loads(note.read_text("utf-8"))
+            assert f"dgemma_lsp-{VERSION}-" in noted["requirement"]
+            assert noted["cpu"] == has_note
+            assert ("--extra-index-url" in _output(vscode)) == has_note
+            window.command("dgemma: Install the Server")
+            window.wait(_says("a server is installed"))
+            window.shoot(shots / "updated.png")
+    assert len(old.all("options")) == 1
+
+
+def test_an_update_that_fails_leaves_the_server(
+    installation: Installation, vsix: Path, tmp_path: Path, workspace: Path, shots: Path
+) -> None:
+    """Asked for by the command after "Later"; what the new server needs is not to be had."""
+    old, new = Report(tmp_path / "old.jsonl"), Report(tmp_path / "new.jsonl")
+    file = workspace / "area.py"
+    file.write_text("x = ", encoding="utf-8")
+    package = _with_wheel(vsix, tmp_path, new, needs="dgemma-nowhere")
+    with editor(installation, tmp_path / "profile", package, {}, OFFLINE) as vscode:
+        note = _install_managed(vscode, _make_wheel(tmp_path / "old", "0.0.9", old))
+        before = note.read_text("utf-8")
+        with vscode.window() as window:
+            window.open(workspace, file)
+            window.wait(_says("Update it?"), 30)
+            window.click(".notification-toast .monaco-button:text-is('Later')")
+            window.wait(f"!{_says('Update it?')}")
+            window.command("dgemma: Install the Server")
+            window.wait(_says("Update it?"))
+            window.click(".notification-toast .monaco-button:text-is('Update')")
+            window.wait(_says("the server was not updated: ERROR"), 60)
+            assert window.status("scripted")
+            window.shoot(shots / "not-updated.png")
+            window.command("dgemma: Restart the Server")
+            _wait_until(lambda: len(old.all("options")) == 2)
+    assert note.read_text("utf-8") == before
+    assert not new.file.exists()
+
+
+def test_an_update_can_be_cancelled(
+    installation: Installation, vsix: Path, tmp_path: Path, workspace: Path, shots: Path
+) -> None:
+    """While pip waits for an index that does not answer; the old server is as it was."""
+    old, new = Report(tmp_path / "old.jsonl"), Report(tmp_path / "new.jsonl")
+    file = workspace / "area.py"
+    file.write_text("x = ", encoding="utf-8")
+    package = _with_wheel(vsix, tmp_path, new, needs="dgemma-nowhere")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = {"PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple"}
+        with editor(installation, tmp_path / "profile", package, {}, BARE | index) as vscode:
+            note = _install_managed(vscode, _make_wheel(tmp_path / "old", "0.0.9", old))
+            before = note.read_text("utf-8")
+            with vscode.window() as window:
+                window.open(workspace, file)
+                window.wait(_says("Update it?"), 30)
+                window.click(".notification-toast .monaco-button:text-is('Update')")
+                window.wait(_says("Processing"), 60)
+                window.shoot(shots / "updating.png")
+                window.click(".notification-toast .monaco-button:text-is('Cancel')")
+                vscode.wait_for_log("the update of the server was cancelled")
+                assert window.status("scripted")
+                window.command("dgemma: Restart the Server")
+                _wait_until(lambda: len(old.all("options")) == 2)
+    assert note.read_text("utf-8") == before
+    assert not new.file.exists()
+
+
+@pytest.mark.parametrize(("lacks", "said"), [("", "works on"), ("dgemma-nowhere", "not complete")])
+def test_an_update_that_breaks_off_is_not_silent(
+    installation: Installation,
+    vsix: Path,
+    tmp_path: Path,
+    workspace: Path,
+    shots: Path,
+    lacks: str,
+    said: str,
+) -> None:
+    """pip fails when the old server is already away: what is left is looked at, and said."""
+    old, new = Report(tmp_path / "old.jsonl"), Report(tmp_path / "new.jsonl")
+    file = workspace / "area.py"
+    file.write_text("x = ", encoding="utf-8")
+    package = _with_wheel(vsix, tmp_path, new, ends_badly=True)
+    with editor(installation, tmp_path / "profile", package, {}, OFFLINE) as vscode:
+        note = _install_managed(vscode, _make_wheel(tmp_path / "old", "0.0.9", old, needs=lacks))
+        with vscode.window() as window:
+            window.open(workspace, file)
+            window.wait(_says("Update it?"), 30)
+            window.click(".notification-toast .monaco-button:text-is('Update')")
+            window.wait(_says(said), 60)
+            window.shoot(shots / f"broken-off-{bool(lacks)}.png")
+            if lacks:
+                window.click(".notification-toast .monaco-button:text-is('Install Anew…')")
+                window.wait(_says("Install it anew"))
+    assert "Successfully uninstalled" in _output(vscode)
+    assert json.loads(note.read_text("utf-8"))["requirement"] == ""
+    assert not new.file.exists()
 
 
 def test_a_wrong_path_is_said(start: Start, workspace: Path, shots: Path) -> None:
@@ -437,12 +583,71 @@ def test_a_wrong_path_is_said(start: Start, workspace: Path, shots: Path) -> Non
         window.shoot(shots / "misconfigured.png")
 
 
+def _make_wheel(
+    folder: Path, version: str, report: Report, *, needs: str = "", ends_badly: bool = False
+) -> Path:
+    """A wheel of this name whose program is the scripted server; pip may fail amid it."""
+    folder.mkdir()
+    file = folder / f"dgemma_lsp-{version}-py3-none-any.whl"
+    name = f"dgemma_lsp-{version}"
+    program = zipfile.ZipInfo(f"{name}.data/scripts/dgemma-lsp")
+    program.external_attr = 0o100755 << 16
+    metadata = f"Metadata-Version: 2.1\nName: dgemma-lsp\nVersion: {version}\n"
+    tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(file, "w") as wheel:
+        wheel.writestr(program, _script(report))
+        wheel.writestr(
+            f"{name}.dist-info/METADATA", metadata + (needs and f"Requires-Dist: {needs}\n")
+        )
+        wheel.writestr(f"{name}.dist-info/WHEEL", tags)
+        if ends_badly:
+            wheel.writestr(f"{name}.data/nowhere/file", "")
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+    return file
+
+
+def _with_wheel(vsix: Path, folder: Path, report: Report, **wheel_is: Any) -> Path:
+    """The extension with a scripted server in it, and with no other."""
+    package = folder / "with-wheel.vsix"
+    wheel = _make_wheel(folder / "new", VERSION, report, **wheel_is)
+    with zipfile.ZipFile(vsix) as source, zipfile.ZipFile(package, "w") as target:
+        for entry in source.infolist():
+            if not entry.filename.startswith("extension/server/"):
+                target.writestr(entry, source.read(entry))
+        target.write(wheel, f"extension/server/{wheel.name}")
+    return package
+
+
+def _install_managed(vscode: Editor, wheel: Path, *, cpu: bool = False) -> Path:
+    """The environment of the extension with this server, and its note."""
+    environment = vscode.profile / MANAGED
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pip = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--disable-pip-version-check", str(wheel)], check=True)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    note = environment / "dgemma-installed.json"
+    content = {"requirement": wheel.name, "sha256": digest, "cpu": cpu}
+    note.write_text(json.dumps(content), encoding="utf-8")
+    return note
+
+
 def _make_environment(folder: Path, report: Report) -> None:
     """A Python environment whose dgemma-lsp is the scripted server."""
     program = folder / "bin/dgemma-lsp"
     program.parent.mkdir(parents=True)
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} {SCRIPTED} {report.file}\n", "utf-8")
+    program.write_text(_script(report), "utf-8")
     program.chmod(0o755)
+
+
+def _output(vscode: Editor) -> str:
+    return "".join(log.read_text("utf-8") for log in vscode.profile.rglob("dgemma*.log"))
+
+
+def _script(report: Report) -> str:
+    return (
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo scripted; exit; fi\n'
+        f"exec {sys.executable} {SCRIPTED} {report.file}\n"
+    )
 
 
 def _saved(window: Window, file: Path) -> str:

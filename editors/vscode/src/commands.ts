@@ -9,12 +9,14 @@ import { type Log, messageOf } from "./log";
 import type { Session } from "./session";
 import { SECTION } from "./settings";
 import type { StatusItem } from "./status";
+import type { Updater } from "./update";
 
 export interface Parts {
   readonly context: vscode.ExtensionContext;
   readonly log: Log;
   readonly session: Session;
   readonly status: StatusItem;
+  readonly updater: Updater;
 }
 
 type Where = (selection: vscode.Selection) => vscode.Range | undefined;
@@ -67,9 +69,30 @@ export function registerCommands(parts: Parts): vscode.Disposable[] {
   ];
 }
 
+/** Install a server; if there is one that the extension would replace, that is asked first. */
 export async function installServer(parts: Parts, how: { wasAsked: boolean }): Promise<void> {
+  if (how.wasAsked && (await parts.updater.isDue())) {
+    await updateServer(parts, how);
+  } else {
+    await installAnew(parts, how);
+  }
+}
+
+export async function updateServer(parts: Parts, how: { wasAsked: boolean }): Promise<void> {
+  const outcome = await parts.updater.offer(how);
+  if (outcome === "updated") {
+    await parts.session.restart();
+  } else if (outcome === "anew") {
+    await installAnew(parts, { wasAsked: true });
+  }
+}
+
+async function installAnew(parts: Parts, how: { wasAsked: boolean }): Promise<void> {
   const { context, log, session, status } = parts;
-  const begin = () => status.enter({ kind: "installing" });
+  const begin = async () => {
+    await session.stop(); // it may run in the environment that is made anew
+    status.enter({ kind: "installing" });
+  };
   const wasInstalling = await offerInstallation(context, log, begin, how);
   if (wasInstalling || !session.isRunning) {
     await (wasInstalling ? session.restart() : session.refresh());

@@ -3,11 +3,12 @@
 
 import * as vscode from "vscode";
 import { Canvas } from "./canvas";
-import { installServer, type Parts, registerCommands } from "./commands";
-import { createLog } from "./log";
+import { installServer, type Parts, registerCommands, updateServer } from "./commands";
+import { createLog, messageOf } from "./log";
 import { onInterpreterChange } from "./python";
 import { Session } from "./session";
 import { StatusItem } from "./status";
+import { Updater } from "./update";
 
 let session: Session | undefined;
 
@@ -15,15 +16,19 @@ export async function activate(context: vscode.ExtensionContext): Promise<void> 
   const log = createLog();
   const status = new StatusItem();
   const canvas = new Canvas();
-  session = new Session(context, log, status, canvas, (problem) => {
-    if (problem.kind === "missing") {
-      // Not awaited: the question may stand for ever.
-      void installServer(parts, { wasAsked: false });
-    } else {
-      void vscode.window.showErrorMessage(`dgemma: ${problem.message} Correct it or remove it.`);
+  // Not awaited: a question may stand for ever.
+  const begin = (work: Promise<void>) =>
+    void work.catch((error: unknown) => log.error(messageOf(error)));
+  session = new Session(context, log, status, canvas, (found) => {
+    if (found.kind === "missing") {
+      begin(installServer(parts, { wasAsked: false }));
+    } else if (found.kind === "misconfigured") {
+      void vscode.window.showErrorMessage(`dgemma: ${found.message} Correct it or remove it.`);
+    } else if (found.source === "managed") {
+      begin(updateServer(parts, { wasAsked: false }));
     }
   });
-  const parts: Parts = { context, log, session, status };
+  const parts: Parts = { context, log, session, status, updater: new Updater(context, log) };
   const refresh = () => void session?.refresh();
   context.subscriptions.push(
     log,

@@ -1,19 +1,16 @@
 // The environment that this extension makes for the server when there is none: a virtual environment
 // in the extension's own storage, made only after the user agreed, and deleted with the extension's
 // data. The server comes from the wheel inside the extension, what it needs from the package index
-// that the user's pip knows.
+// that the user's pip knows. See update.ts for when the extension brings another wheel.
 
-import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { existsSync, readdirSync, rmSync } from "node:fs";
-import * as path from "node:path";
-import { createInterface } from "node:readline";
+import { execFile } from "node:child_process";
+import { rmSync } from "node:fs";
 import { promisify } from "node:util";
 import * as vscode from "vscode";
+import { managedEnvironment, programIn, shippedBuild, writeNote } from "./installed";
 import { type Log, messageOf } from "./log";
+import { type Job, pipInstall, run, showFailure, withProgress } from "./pip";
 import { activeInterpreter } from "./python";
-import { programsOf } from "./server";
-
-const CPU_INDEX = "https://download.pytorch.org/whl/cpu";
 
 const INSTALL = "Install";
 const INSTALL_CPU = "Install for CPU";
@@ -27,20 +24,11 @@ export function isUsablePython(version: string): boolean {
   return match !== null && Number(match[1]) >= 10 && Number(match[1]) <= 13;
 }
 
-/** What pip is told to install; the wheel of this extension, else the released package. */
-export function requirement(wheels: readonly string[], version: string): string {
-  return wheels.find((name) => name.endsWith(".whl")) ?? `dgemma-lsp==${version}`;
-}
-
-export function managedEnvironment(context: vscode.ExtensionContext): string {
-  return path.join(context.globalStorageUri.fsPath, "server");
-}
-
 /** Ask, unless the user did not want to be asked; whether a server was installed or chosen. */
 export async function offerInstallation(
   context: vscode.ExtensionContext,
   log: Log,
-  onStart: () => void,
+  onStart: () => Promise<void>,
   { wasAsked }: { wasAsked: boolean },
 ): Promise<boolean> {
   if (!wasAsked && context.globalState.get<boolean>(NEVER_KEY)) {
@@ -48,9 +36,13 @@ export async function offerInstallation(
   }
   const isLinux = process.platform === "linux";
   const size = isLinux ? "about 1 GB for the CPU, several with CUDA" : "about 1 GB";
+  const isThere = programIn(managedEnvironment(context), "dgemma-lsp") !== undefined;
+  const offer = isThere
+    ? "a server is installed. Install it anew"
+    : "no server was found. Install it";
   const choice = await vscode.window.showInformationMessage(
-    "dgemma: no server was found. Install it, with torch, into a Python environment of this " +
-      `extension? This fetches ${size} from your package index.`,
+    `dgemma: ${offer}, with torch, into a Python environment of this extension? ` +
+      `This fetches ${size} from your package index.`,
     ...(isLinux ? [INSTALL_CPU] : []),
     INSTALL,
     CHOOSE,
@@ -61,7 +53,7 @@ export async function offerInstallation(
   } else if (choice === CHOOSE) {
     return choosePath();
   } else if (choice === INSTALL || choice === INSTALL_CPU) {
-    onStart();
+    await onStart();
     return install(context, log, choice === INSTALL_CPU);
   }
   return false;
@@ -88,22 +80,14 @@ async function install(context: vscode.ExtensionContext, log: Log, cpu: boolean)
     return false;
   }
   try {
-    await vscode.window.withProgress(
-      { location: vscode.ProgressLocation.Notification, title: "dgemma", cancellable: true },
-      (progress, token) => fillEnvironment(context, log, python, cpu, progress, token),
+    await withProgress((progress, token) =>
+      fillEnvironment(context, python, cpu, { log, progress, token }),
     );
     return true;
   } catch (error) {
     rmSync(managedEnvironment(context), { recursive: true, force: true });
     if (!(error instanceof vscode.CancellationError)) {
-      log.error(`the server was not installed: ${messageOf(error)}`);
-      const show = "Show Output";
-      const message = `dgemma: the server was not installed: ${messageOf(error)}`;
-      void vscode.window.showErrorMessage(message, show).then((choice) => {
-        if (choice === show) {
-          log.show();
-        }
-      });
+      void showFailure(log, `the server was not installed: ${messageOf(error)}`);
     }
     return false;
   }
@@ -111,38 +95,20 @@ async function install(context: vscode.ExtensionContext, log: Log, cpu: boolean)
 
 async function fillEnvironment(
   context: vscode.ExtensionContext,
-  log: Log,
   python: string,
   cpu: boolean,
-  progress: vscode.Progress<{ message?: string }>,
-  token: vscode.CancellationToken,
+  job: Job,
 ): Promise<void> {
   const environment = managedEnvironment(context);
-  const run = (command: string, args: string[]) =>
-    runLogged(command, args, log, token, (line) => {
-      const message = /^(Collecting|Downloading|Installing|Processing) .*/.exec(line.trim())?.[0];
-      if (message) {
-        progress.report({ message: message.slice(0, 80) });
-      }
-    });
-  progress.report({ message: `making an environment with ${python}` });
-  await run(python, ["-m", "venv", "--clear", environment]);
-  const inside = programsOf(environment, "python", process.platform).find(existsSync);
+  const shipped = await shippedBuild(context);
+  job.progress.report({ message: `making an environment with ${python}` });
+  await run(python, ["-m", "venv", "--clear", environment], job);
+  const inside = programIn(environment, "python");
   if (inside === undefined) {
     throw new Error(`${python} made no environment in ${environment}`);
   }
-  await run(inside, [
-    ...["-m", "pip", "install", "--disable-pip-version-check", "--no-input"],
-    ...(cpu ? ["--extra-index-url", CPU_INDEX] : []),
-    shippedRequirement(context),
-  ]);
-}
-
-function shippedRequirement(context: vscode.ExtensionContext): string {
-  const folder = path.join(context.extensionPath, "server");
-  const wheels = existsSync(folder) ? readdirSync(folder).map((name) => path.join(folder, name)) : [];
-  const manifest = context.extension.packageJSON as { version: string };
-  return requirement(wheels, manifest.version);
+  await run(inside, pipInstall(cpu, shipped.argument), job);
+  writeNote(environment, { ...shipped, cpu });
 }
 
 async function findPython(log: Log): Promise<string | undefined> {
@@ -160,42 +126,4 @@ async function findPython(log: Log): Promise<string | undefined> {
     }
   }
   return undefined;
-}
-
-function runLogged(
-  command: string,
-  args: string[],
-  log: Log,
-  token: vscode.CancellationToken,
-  onLine: (line: string) => void,
-): Promise<void> {
-  log.info([command, ...args].join(" "));
-  const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
-  const cancelled = token.onCancellationRequested(() => child.kill());
-  let lastError = "";
-  follow(child, (line) => {
-    log.info(line);
-    lastError = line.startsWith("ERROR") ? line : lastError;
-    onLine(line);
-  });
-  return new Promise<void>((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", (code) => {
-      if (token.isCancellationRequested) {
-        reject(new vscode.CancellationError());
-      } else if (code === 0) {
-        resolve();
-      } else {
-        reject(new Error(lastError || `${command} ended with status ${code}`));
-      }
-    });
-  }).finally(() => cancelled.dispose());
-}
-
-function follow(child: ChildProcess, onLine: (line: string) => void): void {
-  for (const stream of [child.stdout, child.stderr]) {
-    if (stream) {
-      createInterface({ input: stream }).on("line", onLine);
-    }
-  }
 }

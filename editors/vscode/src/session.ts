@@ -14,7 +14,7 @@ import {
   type StaticFeature,
 } from "vscode-languageclient/node";
 import type { Canvas } from "./canvas";
-import { managedEnvironment } from "./install";
+import { managedEnvironment } from "./installed";
 import { type Log, logLines, messageOf } from "./log";
 import { CANVAS, type CanvasStep, type ServerStatus, STATUS } from "./protocol";
 import { activeInterpreter } from "./python";
@@ -67,7 +67,7 @@ export class Session implements vscode.Disposable {
     private readonly log: Log,
     private readonly status: StatusItem,
     private readonly canvas: Canvas,
-    private readonly onMissing: (problem: Missing | Misconfigured) => void,
+    private readonly onFound: (found: Server | Missing | Misconfigured) => void,
   ) {
     this.names = serverSettingNames(context.extension.packageJSON as Manifest);
   }
@@ -149,11 +149,11 @@ export class Session implements vscode.Disposable {
   private async begin(): Promise<void> {
     const { settings, found, key } = await this.wanted();
     this.startedWith = key;
+    this.onFound(found);
     if (found.kind !== "server") {
       const isMissing = found.kind === "missing";
       this.status.enter(isMissing ? found : { kind: "stopped", message: found.message });
       this.log.warn(isMissing ? "no server was found" : found.message);
-      this.onMissing(found);
       return;
     }
     this.log.info(`starting ${found.command} (found by: ${found.source})`);
