@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DGEMMA_COMPILE"] = "0"  # in engines' processes: the compiler would run beside the tests
 
 import torch
 

@@ -58,9 +58,13 @@ class Denoiser:
         return 0 if self._loop is None else MOST_NEW_TOKENS
 
     def describe(self) -> str:
-        """Which loop the last denoising took, and why if it was the plain one."""
+        """Which loop the last denoising took, and why if it was the plain one.
+
+        Also whether tokens are written left to right by compiled code.
+        """
         if self._why_plain or self._loop is None:
-            return f"plain: {self._why_plain}"
+            compiled = "" if self._model.compiled_step is None else "; left to right compiled"
+            return f"plain: {self._why_plain}{compiled}"
         return f"on the device, {self._loop.num_graphs} CUDA graphs"
 
     def __call__(

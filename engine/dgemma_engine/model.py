@@ -6,8 +6,8 @@ knows ids and tensors; noise, acceptance and stopping are in `denoise.py`, text 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from .errors import ContextTooLong, RequestError
 from .layers import Experts, GatedMLP, RMSNorm, Router, SelfConditioning, held_weights
 from .masks import encoder_mask
 from .memory import prefill_tokens
+
+if TYPE_CHECKING:
+    from .compiled import CompiledStep
 
 
 class NewTokens(NamedTuple):
@@ -133,6 +136,8 @@ class DiffusionGemma(nn.Module):
         self.sampler_defaults = SamplerConfig()
         # Tokens that are encoded at once; None for as many as memory allows, by their number.
         self.prefill_tokens: int | None = None
+        # What runs in the place of the encoder's pass over one token.
+        self.compiled_step: CompiledStep | None = None
         # Without first values: drawing them on the meta device loads torch's compiler, 1.3 s.
         empty = torch.empty(config.vocab_size, config.hidden_size)
         embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
@@ -196,6 +201,9 @@ class DiffusionGemma(nn.Module):
         Raises:
             as `prefill`.
         """
+        if self.compiled_step is not None and self.compiled_step.fits(token_ids, cache):
+            self.check_new(token_ids, cache)
+            return self.compiled_step(token_ids, cache)
         hidden = self._encode(token_ids, cache, wants_output=True)
         return self.logits(hidden[:, -1])
 
@@ -252,16 +260,37 @@ class DiffusionGemma(nn.Module):
         self._check_token_ids(token_ids)
         num_rows, num_new = token_ids.shape
         self._check_length(num_cached + num_new)
-        hidden = self._embed(token_ids)
-        end = num_cached + num_new
-        positions = torch.arange(num_cached, end, device=token_ids.device)[None]
-        rotaries = self._rotaries(positions, hidden.dtype)
+        positions = torch.arange(num_cached, num_cached + num_new, device=token_ids.device)[None]
+        held = [cache.prefix(index, num_cached, num_rows) for index in range(len(self.layers))]
         masks = self._encoder_masks(num_cached, num_new)
-        for index, layer in enumerate(self.layers):
+        hidden, _ = self.continued(token_ids, positions, held, masks)
+        return self.logits(hidden)
+
+    def continued(
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        held: Sequence[tuple[Tensor, Tensor]],
+        masks: Mapping[bool, Tensor | None],
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The encoder over tokens behind a prefix, of which nothing is written.
+
+        Args:
+            token_ids: (N, S) int64.
+            position_ids: (1, S) int64.
+            held: of each layer the prefix' keys and values, (N, G, S', K).
+            masks: by `LayerConfig.is_sliding`, over those and the new ones; None masks nothing.
+        Returns:
+            (N, S, D) for `logits`, and of each layer the new keys and values (N, G, S, K).
+        """
+        hidden = self._embed(token_ids)
+        rotaries = self._rotaries(position_ids, hidden.dtype)
+        new = []
+        for layer, (prefix_keys, prefix_values) in zip(self.layers, held, strict=True):
             assert isinstance(layer, Layer)
             normed = layer.input_layernorm(hidden)
             query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
-            prefix_keys, prefix_values = cache.prefix(index, num_cached, num_rows)
+            new.append((key, value))
             attended = layer.self_attn.attend(
                 query,
                 torch.cat((prefix_keys, key), dim=2),
@@ -269,10 +298,15 @@ class DiffusionGemma(nn.Module):
                 masks[layer.config.is_sliding],
             )
             hidden = layer.finish(hidden, attended, layer.encoder_layer_scalar)
-        return self.logits(hidden)
+        return hidden, new
 
-    def _encoder_masks(self, num_cached: int, num_new: int) -> dict[bool, Tensor]:
-        """By `LayerConfig.is_sliding`: over the cached tokens it sees, then the new ones."""
+    def _encoder_masks(self, num_cached: int, num_new: int) -> dict[bool, Tensor | None]:
+        """By `LayerConfig.is_sliding`: over the cached tokens it sees, then the new ones.
+
+        None where there is nothing to mask: one token sees all that its cache shows.
+        """
+        if num_new == 1:
+            return {True: None, False: None}
         window = self.config.sliding_window
         return {
             True: encoder_mask(min(num_cached, window - 1), num_new, window, self.device),

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from dgemma_kernels import backend, moe_experts, route
 from dgemma_kernels.backend import Backend, use_backend
-from dgemma_kernels.moe_experts import moe_experts_reference, route_reference
+from dgemma_kernels.moe_experts import (
+    moe_experts_dense,
+    moe_experts_reference,
+    route_reference,
+)
 from dgemma_kernels.testing import DTYPES, ExpertArguments, assert_close, expert_arguments
 from dgemma_kernels.weights import WeightFormat, quantize
 
@@ -212,3 +216,17 @@ def test_sorting_keeps_every_assignment_once(
         assert filled
         actual[expert] += filled
     assert actual == expected
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 300])
+def test_without_a_choice_the_mixture_is_the_same(tokens: int) -> None:
+    """Every token through every expert, up to rounding; and where that is not faster, the twin."""
+    arguments = expert_arguments(
+        tokens, size=72, inner_size=40, experts=4, top_k=2, device=torch.device("cpu")
+    )
+    expected = moe_experts_reference(*arguments)
+    assert_close("dense", expected, moe_experts_dense(*arguments))
+    with use_backend(Backend.REFERENCE):
+        plain = moe_experts(*arguments)
+    assert_close("moe_experts", expected, plain)
+    assert (tokens != 300) or torch.equal(expected, plain), "so many tokens take the twin"

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..backend import attempt, wants_kernel
 from ..weights import QuantizedWeight
+from .dense import moe_experts_dense
 from .reference import moe_experts_reference, route_reference
 
-__all__ = ["moe_experts", "moe_experts_reference", "route", "route_reference"]
+__all__ = [
+    "moe_experts",
+    "moe_experts_dense",
+    "moe_experts_reference",
+    "route",
+    "route_reference",
+]
+
+# On a CPU, of 2 from 4 experts: 2.2 times as fast at 1 token, 1.05 times at 256, 0.9 times at 512.
+_MOST_DENSE_TOKENS = 256
 
 
 def route(scores: Tensor, top_k: int, per_expert_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +52,12 @@ def moe_experts(
     in float32. It gives the same bits for the same arguments.
     """
     if not wants_kernel("moe_experts", hidden.device):
+        if (
+            isinstance(gate_up_proj, Tensor)
+            and isinstance(down_proj, Tensor)
+            and _is_faster_dense(hidden, expert_index, gate_up_proj.shape[0])
+        ):
+            return moe_experts_dense(hidden, expert_index, expert_weight, gate_up_proj, down_proj)
         return moe_experts_reference(hidden, expert_index, expert_weight, gate_up_proj, down_proj)
     from .kernel import moe_experts_triton, why_not_experts
 
@@ -50,3 +67,10 @@ def moe_experts(
         lambda: moe_experts_triton(hidden, expert_index, expert_weight, gate_up_proj, down_proj),
         lambda: moe_experts_reference(hidden, expert_index, expert_weight, gate_up_proj, down_proj),
     )
+
+
+def _is_faster_dense(hidden: Tensor, expert_index: Tensor, num_experts: int) -> bool:
+    """Whether searching and gathering tokens costs more than the experts that were not chosen."""
+    num_tokens, num_chosen = expert_index.shape
+    is_plain = hidden.device.type == "cpu" and hidden.dtype is torch.float32
+    return is_plain and num_tokens <= _MOST_DENSE_TOKENS and num_experts <= 2 * num_chosen
