@@ -22,6 +22,7 @@ from .shared.places import HAS_UNIX_SOCKETS, FileLock, Place, place_of
 from .shared.server import AlreadyRunning, Background, SharedServer
 from .shared.server import serve as serve_clients
 from .types import ManyClientEngine
+from .worker import compile_later
 
 _TAKE_OVER_SECONDS = 30.0
 
@@ -120,6 +121,7 @@ def serve(
         from . import load_engine
 
         engine = load_engine(model, device, dtype, quantization)
+        compile_later(engine, model)
         engine.limit_caches(cache_mib << 20)
         return engine
 

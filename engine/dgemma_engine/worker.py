@@ -233,14 +233,23 @@ def _take_over_stdio() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _load(model: str, device: str, dtype: str, quantization: str | None) -> InfillEngine:
-    """An engine that stays: what is compiled for it will pay."""
     engine = load_engine(model, device, dtype, quantization)
-    from .compiled import compile_in_background
-    from .infill import DiffusionEngine, checkpoint_folder
-
-    if isinstance(engine, DiffusionEngine):
-        compile_in_background(engine.model, checkpoint_folder(model))
+    compile_later(engine, model)
     return engine
+
+
+def compile_later(engine: InfillEngine, model: str) -> None:
+    """For an engine whose process stays: what is compiled for it will pay.
+
+    Args:
+        engine: nothing is done for a scripted one.
+        model: that it was loaded from, as `load_engine` takes it.
+    """
+    if hasattr(engine, "model"):
+        from .compiled import compile_in_background
+        from .infill import checkpoint_folder
+
+        compile_in_background(engine.model, checkpoint_folder(model))
 
 
 def main() -> None:
