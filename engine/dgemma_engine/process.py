@@ -30,6 +30,7 @@ from .types import (
     OnJointStep,
     OnStep,
 )
+from .waiting import Waiting
 from .worker import (
     NO_QUANTIZATION,
     Ask,
@@ -42,11 +43,6 @@ from .worker import (
     read_frame,
     write_frame,
 )
-
-# How often a running fill looks whether it was withdrawn.
-_GLANCE = 0.005  # seconds
-# A pass that goes on for so long after its fill was withdrawn will not end.
-_HANG = 60.0  # seconds
 
 
 class EngineDied(EngineUnavailable):
@@ -97,7 +93,7 @@ class EngineProcess:
         )
         threading.Thread(target=self._listen, name="dgemma-process", daemon=True).start()
         try:
-            message = self._next(None, 0)
+            message = self._next(0, self._waiting(0))
         except BaseException:
             self.close()
             raise
@@ -136,7 +132,7 @@ class EngineProcess:
         with self._one_call:
             number = next(self._numbers)
             self._send(Encode(number, dataclasses.replace(request, deadline=None)))
-            num_tokens: int = self._next(cancel, number).value
+            num_tokens: int = self._next(number, self._waiting(number, cancel)).value
         return num_tokens
 
     def fill(
@@ -180,8 +176,9 @@ class EngineProcess:
             number = next(self._numbers)
             bare = dataclasses.replace(request, deadline=None)
             self._send(Fill(number, bare, seconds, on_step is not None))
+            waiting = self._waiting(number, cancel)
             while True:
-                message = self._next(cancel, number)
+                message = self._next(number, waiting)
                 if isinstance(message, Step):
                     if on_step is not None:
                         on_step(message.step)
@@ -204,7 +201,7 @@ class EngineProcess:
         with self._one_call:
             number = next(self._numbers)
             self._send(Ask(number, method, arguments))
-            return self._next(None, number).value
+            return self._next(number, self._waiting(number)).value
 
     def _send(self, message: Fill | Encode | Ask | Withdraw) -> None:
         assert self._process.stdin is not None
@@ -216,21 +213,13 @@ class EngineProcess:
             death.was_working = False
             raise death from error
 
-    def _next(self, cancel: CancellationToken | None, number: int) -> Any:
-        """The next message of a call; tells the far end, once, if it is withdrawn meanwhile."""
-        withdrawn_at: float | None = None
+    def _waiting(self, number: int, cancel: CancellationToken | None = None) -> Waiting:
+        return Waiting(cancel, lambda: self._send(Withdraw(number)), self._process.kill)
+
+    def _next(self, number: int, waiting: Waiting) -> Any:
+        """The next message of a call."""
         while True:
-            try:
-                message = self._incoming.get(timeout=None if cancel is None else _GLANCE)
-            except queue.Empty:
-                assert cancel is not None
-                if withdrawn_at is not None:
-                    if time.monotonic() - withdrawn_at > _HANG:
-                        self._process.kill()
-                elif cancel.is_cancelled:
-                    self._send(Withdraw(number))
-                    withdrawn_at = time.monotonic()
-                continue
+            message = waiting.next(self._incoming)
             if message is None:
                 self._incoming.put(None)  # for whoever asks next
                 raise self._death()

@@ -37,16 +37,13 @@ from ..types import (
     OnJointStep,
     OnStep,
 )
+from ..waiting import Waiting
 from . import wire
 from .places import FileLock, Place, absolute_model, is_own, peer_uid, place_of
 from .wire import frame, from_json, to_json
 
 logger = logging.getLogger(__name__)
 
-# How often a running fill looks whether it was withdrawn.
-_GLANCE = 0.005  # seconds
-# Withdrawing is answered at once, whatever the engine does; a process that does not has stopped.
-_HANG = 60.0  # seconds
 # From the start of a process until it listens; the model is loaded after that.
 _START_SECONDS = 60.0
 # An engine may end, being idle, in the moment when somebody attaches.
@@ -219,19 +216,11 @@ class SharedEngine:
         on_step: Callable[[object], None],
         cancel: CancellationToken | None,
     ) -> Any:
-        has_begun, withdrawn_at = False, None
+        has_begun = False
+        withdrawal = frame({"type": "cancel", "id": number})
+        waiting = Waiting(cancel, lambda: self._send(withdrawal), lambda: _shut(self._socket))
         while True:
-            try:
-                reply = replies.get(timeout=None if cancel is None else _GLANCE)
-            except queue.Empty:
-                assert cancel is not None
-                if withdrawn_at is not None:
-                    if time.monotonic() - withdrawn_at > _HANG:
-                        _shut(self._socket)
-                elif cancel.is_cancelled:
-                    self._send(frame({"type": "cancel", "id": number}))
-                    withdrawn_at = time.monotonic()
-                continue
+            reply = waiting.next(replies)
             if reply is None:
                 raise self._death(was_working=has_begun)
             kind = reply.get("type")
