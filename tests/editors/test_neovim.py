@@ -29,6 +29,12 @@ pytestmark = pytest.mark.e2e
 
 CODE = "def total(values):\n    \n"
 
+# A hole that the shipped model fills, at the end of line 4.
+READER = (
+    "class Reader:\n    def __init__(self, path, encoding):\n        self.path = path\n"
+    "        self.encoding = \n"
+)
+
 LOADER = """import json
 
 
@@ -252,42 +258,40 @@ def test_the_health_check_says_that_all_is_well(neovim: StartNeovim, tmp_path: P
 
 def test_the_shipped_model_suggests_and_fills(neovim: StartNeovim) -> None:
     """The real server: ghost text after typing, accepted; a code action, applied."""
-    text = "import os\n\n\ndef read(path):\n    with open(path) as file:\n        return \n"
     show_all = "settings = { minConfidence = 0 }"
-    editor = neovim(text, options=options(REAL, show_all))
+    editor = neovim(READER, options=options(REAL, show_all))
     editor.wait_for_server()
-    editor.type("6G$a")
+    editor.type("4G$a")
     ghost = editor.see_ghost(seconds=60)
     editor.type("\t")
-    eventually(lambda: editor.buffer() == text.rstrip("\n") + ghost + "\n")
+    eventually(lambda: editor.buffer() == READER.rstrip("\n") + ghost + "\n")
     editor.type("\x1bu")
-    eventually(lambda: editor.buffer() == text)
+    eventually(lambda: editor.buffer() == READER)
     editor.type(":Dgemma fill\r")
-    eventually(lambda: editor.buffer() != text)
+    eventually(lambda: editor.buffer() != READER)
 
 
 def test_two_editors_share_one_engine(neovim: StartNeovim, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process holds the model for both; one editor is killed, the other is filled as before."""
-    text = "import os\n\n\ndef read(path):\n    with open(path) as file:\n        return \n"
     with tempfile.TemporaryDirectory() as folder:  # a socket's path may not be long
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
         shared = options(REAL, "settings = { engine = 'shared' }")
         one, two = (
-            neovim(text, options=shared, environ={"XDG_RUNTIME_DIR": folder}) for _ in range(2)
+            neovim(READER, options=shared, environ={"XDG_RUNTIME_DIR": folder}) for _ in range(2)
         )
         try:
             for editor in (one, two):
                 editor.wait_for_server()
-                editor.type("6G$:Dgemma fill\r")
-                eventually(lambda editor=editor: editor.buffer() != text, 60)  # type: ignore[misc]
+                editor.type("4G$:Dgemma fill\r")
+                eventually(lambda editor=editor: editor.buffer() != READER, 60)  # type: ignore[misc]
             assert one.buffer() == two.buffer()
             assert len(shared_clients()) == 2
             kill(one)
             eventually(lambda: len(shared_clients()) == 1)
             two.command("undo")
-            assert two.buffer() == text
-            two.type("6G$:Dgemma fill\r")
-            eventually(lambda: two.buffer() != text)
+            assert two.buffer() == READER
+            two.type("4G$:Dgemma fill\r")
+            eventually(lambda: two.buffer() != READER)
         finally:
             kill(one, two)  # or they would start another engine
             eventually(lambda: shared_clients() == [])

@@ -32,18 +32,17 @@ SCRIPTED = str(Path(__file__).with_name("vscode_server.py"))
 
 PROGRAM = str(Path(sys.executable).with_name("dgemma-lsp"))
 
-# With a hole in line 7.
+# With a hole at the sign, in line 6 at column 16.
 SHAPES = """class Square:
     def __init__(self, side):
         self.side = side
 
     def area(self):
-        # the side times itself
-        ...
+        return ║
 
     def perimeter(self):
         return 4 * self.side
-"""
+""".replace("║", "")
 
 # With a hole at the sign, in line 4 at column 25.
 READER = """class Reader:
@@ -341,7 +340,7 @@ def test_the_real_model_is_seen_denoising(start: Start, workspace: Path, shots: 
         vscode.wait_for_log("engine ready")
         window.status("fill-4m")
         window.watch_after_text()
-        window.go_to(7, 9)
+        window.go_to(6, 16)
         window.press("Control+Alt+g")
         _wait_until(lambda: _saved(window, file) != SHAPES, 30)
         _wait_until(lambda: window.after_text() == [])

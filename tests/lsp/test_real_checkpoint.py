@@ -96,9 +96,9 @@ def test_a_hole_is_filled_and_typing_goes_on(client: RawClient) -> None:
     items = inline_items(client, cursor)
     assert items == inline_items(client, cursor)
     assert items, "the shipped model proposes something here"
-    (item,) = items
-    assert item["insertText"].strip()
-    assert item["range"] == {"start": at(cursor), "end": at(cursor)}
+    for item in items:
+        assert item["insertText"].strip()
+        assert item["range"] == {"start": at(cursor), "end": at(cursor)}
 
     typed = "f"
     edited = TEXT[:cursor] + typed + TEXT[cursor:]
@@ -121,8 +121,8 @@ def test_code_actions_are_resolved_and_applied(client: RawClient) -> None:
     assert filled.startswith(TEXT[:cursor])
     assert filled.endswith(TEXT[cursor:])
 
-    start = TEXT.index("os.path.join")
-    end = TEXT.index("))\n", start)
+    start = TEXT.index("'a', 'b'")
+    end = TEXT.index(")", start)
     refill, _ = actions(client, start, end)
     assert refill["title"] == "Refill selection"
     refilled = apply(client.request("codeAction/resolve", refill)["edit"], TEXT)
