@@ -1,6 +1,7 @@
 """How long fills take on this machine: diffusion beside left to right, the same weights, one run.
 
     python engine/benchmarks/cpu_latency.py [--model FOLDER | --size 33m] [--csv results.csv]
+    python engine/benchmarks/cpu_latency.py --compiled      # and left to right by compiled code
 
 Both are told the length, so that they do the same work; they take turns, so that what disturbs one
 disturbs the other. The prefix is encoded already, as while typing, but where it says cold. Asserts
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import platform
 import resource
 import shutil
@@ -29,8 +31,15 @@ from safetensors.torch import save_file
 
 import dgemma_engine
 from dgemma_engine import Decoder, HoleKind, InfillEngine, InfillRequest
+from dgemma_engine.compiled import CompiledStep, compile_in_background, why_not
 from dgemma_engine.config import ModelConfig
-from dgemma_engine.infill import CHECKPOINTS_FOLDER, DEFAULT_CHECKPOINT
+from dgemma_engine.infill import (
+    CHECKPOINTS_FOLDER,
+    DEFAULT_CHECKPOINT,
+    DiffusionEngine,
+    build_engine,
+    checkpoint_folder,
+)
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.stored_model import our_name_to_stored
 
@@ -54,29 +63,50 @@ def request(length: int, decoder: Decoder, seed: int, *, cold: str = "") -> Infi
     )
 
 
-def measure(engine: InfillEngine, repeats: int) -> list[dict[str, object]]:
-    """One row for each length and decoder; milliseconds."""
+def measure(
+    engine: DiffusionEngine, repeats: int, step: CompiledStep | None
+) -> list[dict[str, object]]:
+    """One row for each length and form of decoding; milliseconds."""
+    forms = {"diffusion": (Decoder.DIFFUSION, None), "left to right": (Decoder.LEFT_TO_RIGHT, None)}
+    if step is not None:
+        forms["left to right, compiled"] = (Decoder.LEFT_TO_RIGHT, step)
     rows = []
     for length in LENGTHS:
-        times: dict[Decoder, list[float]] = {Decoder.DIFFUSION: [], Decoder.LEFT_TO_RIGHT: []}
+        times: dict[str, list[float]] = {form: [] for form in forms}
         passes = {}
         for repeat in range(repeats + 1):
-            for decoder, own in times.items():
+            for form, (decoder, engine.model.compiled_step) in forms.items():
                 result = engine.fill(request(length, decoder, seed=repeat))
-                passes[decoder] = result.num_passes
+                passes[form] = result.num_passes
                 if repeat:  # the first one warms the prefix and torch up
-                    own.append(result.timings.total_ms)
-        for decoder, own in times.items():
+                    times[form].append(result.timings.total_ms)
+        for form, own in times.items():
             rows.append(
                 {
                     "tokens": length,
-                    "decoder": decoder.value,
-                    "passes": passes[decoder],
+                    "decoder": form,
+                    "passes": passes[form],
                     "median_ms": round(statistics.median(own), 1),
                     "p95_ms": round(sorted(own)[max(0, round(0.95 * len(own)) - 1)], 1),
                 }
             )
     return rows
+
+
+def compiled_step(engine: DiffusionEngine, model: str) -> CompiledStep:
+    """As the server's engine gets it; it keeps its plain passes.
+
+    Raises:
+        SystemExit: it cannot be compiled here; the log says why.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    thread = compile_in_background(engine.model, checkpoint_folder(model), wait_seconds=0.0)
+    if thread is not None:
+        thread.join()
+    step, engine.model.compiled_step = engine.model.compiled_step, None
+    if step is None:
+        sys.exit(f"nothing is compiled: {why_not(engine.model) or 'see above'}")
+    return step
 
 
 def cold_ms(engine: InfillEngine, repeats: int) -> float:
@@ -120,22 +150,25 @@ def random_checkpoint(size: str) -> Iterator[Path]:
         yield folder
 
 
-def report(model: str, repeats: int, path: Path | None) -> None:
-    engine = dgemma_engine.load_engine(model, device="cpu")
+def report(model: str, repeats: int, path: Path | None, *, is_compiled: bool) -> None:
+    engine = build_engine(model, device="cpu")
     info = engine.info
-    rows = measure(engine, repeats)
+    step = compiled_step(engine, model) if is_compiled else None
+    rows = measure(engine, repeats, step)
     print(
         f"{info.model}: {info.parameters / 1e6:.1f} M parameters, {info.dtype}, "
         f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
     )
-    print("| tokens | diffusion ms, median (p95) | left to right ms | left to right / diffusion |")
-    print("|---|---|---|---|")
-    for diffusion, other in zip(rows[::2], rows[1::2], strict=True):
-        ratio = float(str(other["median_ms"])) / float(str(diffusion["median_ms"]))
-        print(
-            f"| {diffusion['tokens']} | {diffusion['median_ms']} ({diffusion['p95_ms']}) "
-            f"| {other['median_ms']} ({other['p95_ms']}) | {ratio:.2f} |"
+    print("| tokens | decoder | ms, median (p95) | times left to right |\n|---|---|---|---|")
+    for row in rows:
+        plain = next(
+            other
+            for other in rows
+            if (other["tokens"], other["decoder"]) == (row["tokens"], "left to right")
         )
+        ratio = float(str(row["median_ms"])) / float(str(plain["median_ms"]))
+        times = f"{row['median_ms']} ({row['p95_ms']})"
+        print(f"| {row['tokens']} | {row['decoder']} | {times} | {ratio:.2f} |")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\ncold prefix, 8 tokens: {cold_ms(engine, repeats)} ms")
     print(f"from nothing to the first fill: {start_seconds(model)} s")
@@ -164,13 +197,14 @@ def main() -> None:
     parser.add_argument("--model", default="default", help="'default' or a checkpoint folder")
     parser.add_argument("--size", help="random weights of a size of the trainer's instead")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--compiled", action="store_true", help="time compiled code as well")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     options = parser.parse_args()
     if options.size is None:
-        report(options.model, options.repeats, options.csv)
+        report(options.model, options.repeats, options.csv, is_compiled=options.compiled)
         return
     with random_checkpoint(options.size) as folder:
-        report(str(folder), options.repeats, options.csv)
+        report(str(folder), options.repeats, options.csv, is_compiled=options.compiled)
 
 
 if __name__ == "__main__":

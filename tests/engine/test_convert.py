@@ -18,7 +18,7 @@ from dgemma_engine.tensor_files import ShardWriter
 
 from . import quantised
 from .quantised import save_quantised
-from .test_stored_weights import COMPRESSED, all_linears, experts, logits
+from .test_stored_weights import COMPRESSED, all_linears, assert_same, experts
 from .tiny import sample_request, save_checkpoint
 
 
@@ -47,7 +47,7 @@ def test_what_is_written_loads_as_if_quantised_on_the_way(
     model = load_model(str(target), dtype="float32")
     expected = load_model(str(source), dtype="float32", quantization=quantization)
     assert model.quantization == expected.quantization
-    assert torch.equal(logits(model), logits(expected))
+    assert_same(model, expected)
     assert load_engine(str(target), device="cpu").fill(sample_request()).num_passes > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     written = json.loads((target / "config.json").read_text())
@@ -75,7 +75,7 @@ def test_one_file_where_one_is_enough(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
     model = load_model(str(tmp_path / "out"), dtype="float32")
     assert model.quantization == "fp8_block"
-    assert torch.equal(logits(model), logits(expected))
+    assert_same(model, expected)
 
 
 class _Stop(BaseException):

@@ -51,6 +51,11 @@ def logits(model: DiffusionGemma) -> Tensor:
     return model.denoise_logits(canvas, cache, model.denoise_logits(canvas, cache) / 0.8)
 
 
+def assert_same(model: DiffusionGemma, expected: DiffusionGemma) -> None:
+    """The logits, but for rounding: plain weights may take another path than quantised ones."""
+    torch.testing.assert_close(logits(model), logits(expected), rtol=0.0, atol=2e-5)
+
+
 FORMS: dict[str, tuple[Draw, Callable[[str], bool], dict[str, Any], set[str]]] = {
     "fp8 dynamic": (quantised.fp8_by_rows, all_linears, COMPRESSED, {"fp8"}),
     "fp8 modelopt": (quantised.fp8_by_matrix, all_linears, MODELOPT, {"fp8"}),
@@ -100,7 +105,7 @@ def test_blocks_load_as_they_are(tmp_path: Path) -> None:
     expected = save_quantised(tmp_path, quantised.fp8_by_blocks, all_linears, dict(BLOCKS), **sizes)
     model = load_model(str(tmp_path), dtype="float32")
     assert model.quantization == "fp8_block"
-    assert torch.equal(logits(model), logits(expected))
+    assert_same(model, expected)
 
 
 def test_blocks_that_straddle_a_stack_become_rows(tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ def test_experts_under_the_encoders_name_load(tmp_path: Path) -> None:
         dict(COMPRESSED),
         prefix="model.encoder.language_model.",
     )
-    assert torch.equal(logits(load_model(str(tmp_path), dtype="float32")), logits(expected))
+    assert_same(load_model(str(tmp_path), dtype="float32"), expected)
 
 
 def test_experts_that_are_apart_and_not_quantised_load(tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_experts_that_are_apart_and_not_quantised_load(tmp_path: Path) -> None:
     expected = save_quantised(tmp_path, quantised.fp8_by_rows, lambda name: False, {})
     model = load_model(str(tmp_path), dtype="float32")
     assert model.quantization is None
-    assert torch.equal(logits(model), logits(expected))
+    assert_same(model, expected)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
