@@ -216,6 +216,23 @@ class Window:
         text = self.wait(f"{spans}.map((it) => it.textContent).join('')", seconds)
         return str(text).replace("\xa0", " ")
 
+    def ghost_after(self, typed: str) -> str:
+        """The suggestion that comes for a text; typed anew if none does.
+
+        For a key before it knows the server VS Code asks nobody, nor later.
+        """
+        is_there = False
+
+        def ask() -> None:
+            nonlocal is_there
+            if is_there:
+                self.press(*["Backspace"] * len(typed))
+            self.type(typed)
+            is_there = True
+
+        self._insist(ask, "document.querySelector('.ghost-text-decoration')")
+        return self.ghost_text()
+
     def after_text(self) -> list[tuple[str, str]]:
         """What decorations draw behind the text: (text, colour), in the order of the screen."""
         return [(text.replace("\xa0", " "), color) for text, color in self.evaluate(_AFTER_TEXT)]
