@@ -7,7 +7,7 @@ Read `model.py` next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .errors import ConfigError
@@ -249,6 +249,10 @@ class SamplerConfig:
     stable_text_passes: int = 0
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
+
+    def with_steps(self, most: int | None) -> SamplerConfig:
+        """The same with so many denoising steps; None leaves them as they are."""
+        return self if most is None else replace(self, max_denoising_steps=most)
 
     def __post_init__(self) -> None:
         if self.max_denoising_steps < 1:

@@ -75,9 +75,7 @@ class Diffusion:
             new_ids: of the prompt, what the cache does not hold yet.
             denoise: the denoiser, as it is or with its passes left to whoever runs this.
         """
-        config = self._model.sampler_defaults
-        if request.max_steps is not None:
-            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
+        config = self._model.sampler_defaults.with_steps(request.max_steps)
         generator = torch.Generator(self._model.device).manual_seed(request.seed)
         canvas, num_passes = plan.canvas, 0
         if plan.rules is None and canvas.token_ids.shape[0] > 1:
@@ -197,8 +195,7 @@ class Diffusion:
         denoise: Denoise,
     ) -> InPasses[Canvas]:
         """One pass over all candidate lengths; the rows that promise most."""
-        once = dataclasses.replace(config, max_denoising_steps=1)
-        steps = denoise(cache, canvas, once, generator, [], cancel, new_ids=new_ids)
+        steps = denoise(cache, canvas, config.with_steps(1), generator, [], cancel, new_ids=new_ids)
         step = yield from next_step(steps, None)
         assert step is not None
         scores = mean_log_confidence(step, canvas)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import torch
@@ -60,9 +59,7 @@ class Revision:
         One pass over the draft as it stands says how likely each token is. What comes out is the
         draft, unless the new text fits better before the suffix or all of it was to be new.
         """
-        config = self._model.sampler_defaults
-        if request.max_steps is not None:
-            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
+        config = self._model.sampler_defaults.with_steps(request.max_steps)
         generator = torch.Generator(self._model.device).manual_seed(request.seed)
         assert request.draft is not None
         canvas = plan.canvas.select(torch.zeros(1, dtype=torch.int64, device=self._model.device))

@@ -219,7 +219,7 @@ class Bench:
         """A later pass of the loop on the device: with the sampler, and what the host reads."""
         empty = Canvas.open(1, canvas, self.model.device)
         passes = 1 + _WARM_UP + self.plan.repeats
-        config = dataclasses.replace(self.model.sampler_defaults, max_denoising_steps=passes)
+        config = self.model.sampler_defaults.with_steps(passes)
         steps = loop.denoise(cache, empty, config, self._generator, [])
         next(steps)
         times = timed(self.model.device, lambda: next(steps), self.plan.repeats)
@@ -302,7 +302,7 @@ class Bench:
         self, cache: KVCache, canvas: Canvas, passes: int, new_ids: Sequence[int] = ()
     ) -> Tensor:
         """A fixed number of passes; (1, C) the last draft."""
-        config = dataclasses.replace(self.model.sampler_defaults, max_denoising_steps=passes)
+        config = self.model.sampler_defaults.with_steps(passes)
         draft = canvas.token_ids
         for step in self._denoise(cache, canvas, config, self._generator, [], new_ids=new_ids):
             draft = step.argmax_canvas

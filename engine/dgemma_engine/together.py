@@ -71,9 +71,8 @@ class Together:
             cache: of the plan's prompt.
             new_ids: of the prompt, what the cache does not hold yet; none with drafts.
         """
-        config, ends = self._model.sampler_defaults, self._strategy.end_token_ids
-        if request.max_steps is not None:
-            config = dataclasses.replace(config, max_denoising_steps=request.max_steps)
+        config = self._model.sampler_defaults.with_steps(request.max_steps)
+        ends = self._strategy.end_token_ids
         num_steps = config.max_denoising_steps
         generator = torch.Generator(self._model.device).manual_seed(request.seed)
         initial, first_step, num_passes = None, 0, 0
