@@ -57,8 +57,10 @@ class Copying:
             return fill
         copied = copy_from_context(request)
         text = self._texts.text_of(fill.draft.token_ids, plan, request)
+        if copied in ("", text) or request.num_tokens:
+            return fill
         token_ids = self._texts.draft_ids(copied, plan.healed)
-        if copied in ("", text) or request.num_tokens or len(token_ids) > request.max_tokens:
+        if len(token_ids) > request.max_tokens:
             return fill
         scores = self._judge.scores(plan.judge, [text, copied])
         if scores[0] >= scores[1]:
