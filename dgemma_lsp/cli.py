@@ -38,6 +38,7 @@ from .evaluation.commands import eval_group
 from .hole import Hole, select_hole, selection_hole
 from .ignored import holds_secrets
 from .model_commands import bench, engine_options, models, quantize
+from .nearby import texts_near
 from .postprocess import Rejection, postprocess
 from .related import RelatedText
 from .render import FILL_STYLE, CanvasView, in_place, summary
@@ -183,7 +184,12 @@ def fill(
     request = build_request(
         file.snapshot(), hole, ContextBudget(), max_tokens=max_tokens, seed=seed
     )
-    request = dataclasses.replace(request, max_steps=steps, decoder=Decoder(decoder))
+    request = dataclasses.replace(
+        request,
+        max_steps=steps,
+        decoder=Decoder(decoder),
+        nearby=texts_near(file.path.resolve(), file.snapshot(), hole, Settings()),
+    )
     engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start] + hole.before, hole.after + file.text[hole.end :]

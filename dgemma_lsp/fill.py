@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _MOST_STARTS = 32
 
 FindRelated = Callable[[DocumentSnapshot, Hole, Settings], str]
+FindNearby = Callable[[DocumentSnapshot, Hole, Settings], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Filler:
     Args:
         scheduler: before the engine.
         find_related: text from elsewhere that the model reads before the prefix; see `related.py`.
+        find_nearby: texts that it may recall from; see `nearby.py`.
 
     Attributes:
         num_shown: fills that were offered.
@@ -70,9 +72,15 @@ class Filler:
         explanations: of the last fill of each document, by URI; "" has the last of all.
     """
 
-    def __init__(self, scheduler: FillScheduler, find_related: FindRelated = lambda *_: "") -> None:
+    def __init__(
+        self,
+        scheduler: FillScheduler,
+        find_related: FindRelated = lambda *_: "",
+        find_nearby: FindNearby = lambda *_: (),
+    ) -> None:
         self.scheduler = scheduler
         self._find_related = find_related
+        self._find_nearby = find_nearby
         self.num_shown = 0
         self.rejections: Counter[RejectReason] = Counter()
         self.last_latency_ms: float | None = None
@@ -89,8 +97,12 @@ class Filler:
             max_tokens=settings.max_tokens,
             seed=settings.seed,
         )
-        decoder = Decoder(settings.decoder)
-        return dataclasses.replace(request, decoder=decoder, max_steps=settings.passes)
+        return dataclasses.replace(
+            request,
+            decoder=Decoder(settings.decoder),
+            max_steps=settings.passes,
+            nearby=self._find_nearby(snapshot, hole, settings) if self.recalls else (),
+        )
 
     async def fill(
         self,
@@ -262,6 +274,12 @@ class Filler:
         """Whether the engine that is loaded can fill several holes on one canvas."""
         info = self.scheduler.status.info
         return info is not None and info.fills_together
+
+    @property
+    def recalls(self) -> bool:
+        """Whether the engine that is loaded recalls from texts nearby."""
+        info = self.scheduler.status.info
+        return info is not None and info.recalls
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -49,6 +49,11 @@ def matches(uri: str, globs: tuple[str, ...]) -> bool:
     return path is not None and _compile(globs).match_file(path.as_posix().lstrip("/"))
 
 
+def may_read(uri: str, globs: tuple[str, ...]) -> bool:
+    """Whether a document may be read for another one's sake; `globs` are the user's patterns."""
+    return not (holds_secrets(uri) or matches(uri, globs) or is_ignored_by_git(uri))
+
+
 def is_ignored_by_git(uri: str) -> bool:
     """Whether git leaves a file out: the .gitignore of its folder and those above, and the excludes
     of its repository. A file outside any repository is not ignored.

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from .context import prefix_window, to_lf
 from .document import DocumentSnapshot
 from .hole import Hole
-from .ignored import holds_secrets, is_ignored_by_git, matches
+from .ignored import may_read
 from .settings import Settings
 from .syntax import SyntaxNode, SyntaxTree
 
@@ -109,7 +109,9 @@ class RelatedText:
     ) -> Iterator[str]:
         found: list[tuple[int, str]] = []
         for other in others[-_MOST_FILES:]:
-            if other.language_id != snapshot.language_id or not _may_read(other, settings):
+            if other.language_id != snapshot.language_id or len(other.text) > _LONGEST_FILE:
+                continue
+            if not may_read(other.uri, settings.ignore_globs):
                 continue
             named = [item for item in self._definitions_of(other) if item.name in names]
             if named:
@@ -198,16 +200,6 @@ def _within(pieces: Sequence[str], budget: int) -> str:
         kept.append(piece)
         budget -= len(piece)
     return "".join(f"{piece}\n" for piece in reversed(kept))
-
-
-def _may_read(snapshot: DocumentSnapshot, settings: Settings) -> bool:
-    uri = snapshot.uri
-    return (
-        len(snapshot.text) <= _LONGEST_FILE
-        and not holds_secrets(uri)
-        and not matches(uri, settings.ignore_globs)
-        and not is_ignored_by_git(uri)
-    )
 
 
 def _line_comment(snapshot: DocumentSnapshot) -> str:

@@ -37,6 +37,7 @@ from .fill import Filler
 from .hole import Hole
 from .ignored import holds_secrets, matches, path_of
 from .memory import SuggestionMemory
+from .nearby import NearbyTexts
 from .postprocess import Rejection, RejectReason
 from .protocol import OptIns
 from .related import RelatedText
@@ -64,6 +65,7 @@ class DGemmaServer(LanguageServer):
         filler: the path from a hole to a text.
         memory: what was offered lately.
         related: what is read beside the text around a hole.
+        nearby: what is not read, and may be recalled from.
         encodes_ahead: what was inserted at once.
         opt_ins: which of our own notifications the client wants.
         is_switched_off: by the command `dgemma.toggle`, until it is called again.
@@ -82,9 +84,12 @@ class DGemmaServer(LanguageServer):
         self.settings = settings
         self._base_settings = settings
         self._engine_factory = engine_factory
-        self.filler = Filler(FillScheduler(self._build_engine), self._find_related)
+        self.filler = Filler(
+            FillScheduler(self._build_engine), self._find_related, self._find_nearby
+        )
         self.memory = SuggestionMemory()
         self.related = RelatedText()
+        self.nearby = NearbyTexts()
         self.opt_ins = OptIns()
         self.encodes_ahead = EncodesAhead()
         self.is_switched_off = False
@@ -178,6 +183,13 @@ class DGemmaServer(LanguageServer):
         assert isinstance(workspace, ExactWorkspace)
         others, cells = workspace.others(snapshot.uri), workspace.cells_before(snapshot.uri)
         return self.related.find(snapshot, hole, settings, others, cells)
+
+    def _find_nearby(
+        self, snapshot: DocumentSnapshot, hole: Hole, settings: Settings
+    ) -> tuple[str, ...]:
+        workspace = self.workspace
+        assert isinstance(workspace, ExactWorkspace)
+        return self.nearby.find(snapshot, hole, settings, workspace.others(snapshot.uri))
 
     def tell(self, kind: types.MessageType, message: str, *, once: bool = False) -> None:
         """Show the user a message; with `once`, not again if it was shown before."""

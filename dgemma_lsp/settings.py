@@ -168,13 +168,17 @@ class Settings:
     prefix_chars: int = _whole(8000, 0, 1_000_000, "Characters read before the hole at most.")
     suffix_chars: int = _whole(2000, 0, 1_000_000, "Characters read after the hole at most.")
     context_sources: tuple[str, ...] = _list(
-        ("imports", "open_files"),
-        "`imports` or `open_files`",
+        ("imports", "open_files", "project"),
+        "`imports`, `open_files` or `project`",
         "What is read beside the text around the hole: this file's imports and the signatures it "
-        "names, and definitions in other files that are open, or were edited and closed lately.",
-        ("imports", "open_files"),
+        "names, and definitions in other files that are open, or were edited and closed lately. "
+        "The shipped model also recalls how code went on in open files, and with `project` in the "
+        "files around this one.",
+        ("imports", "open_files", "project"),
     )
-    context_chars: int = _whole(2000, 0, 100_000, "Characters read from these sources at most.")
+    context_chars: int = _whole(
+        2000, 0, 100_000, "Characters of imports and definitions read at most."
+    )
     ignore_globs: tuple[str, ...] = _list(
         (),
         "patterns as in .gitignore",

@@ -6,6 +6,7 @@ The same files, seed and count give the same holes. Read `methods.py` next.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import io
 import json
 import random
@@ -22,6 +23,8 @@ from dgemma_engine.types import HoleKind, InfillRequest
 from ..context import ContextBudget, build_request
 from ..document import DocumentSnapshot, LineIndex
 from ..hole import Hole
+from ..nearby import texts_near
+from ..settings import Settings
 from ..source_file import InputError, SourceFile
 
 LEAKS_FILE = "leaks.json"  # {path in the folder: [lines that training files share, from 0]}
@@ -48,6 +51,7 @@ class EvalHole:
         bucket: of `BUCKETS`.
         before, middle, after: the file; `middle` is what was taken out.
         kind: what the engine is told.
+        path, root: of the file and its project, absolute; None for a file that is not on a disk.
     """
 
     source: str
@@ -56,6 +60,8 @@ class EvalHole:
     middle: str
     after: str
     kind: HoleKind
+    path: Path | None = None
+    root: Path | None = None
 
     @property
     def snapshot(self) -> DocumentSnapshot:
@@ -67,14 +73,18 @@ class EvalHole:
         return Hole(len(self.before), len(self.before), self.kind)
 
     def request(self, seed: int = 0) -> InfillRequest:
-        """As the server asks, with the context that the server gives."""
-        return build_request(
+        """As the server asks, with what the server gives; no other file is open."""
+        request = build_request(
             self.snapshot,
             self.hole,
             ContextBudget(),
             max_tokens=_MAX_TOKENS[self.kind],
             seed=seed,
         )
+        if self.path is None:
+            return request
+        nearby = texts_near(self.path, self.snapshot, self.hole, Settings(), self.root)
+        return dataclasses.replace(request, nearby=nearby)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +96,20 @@ class EvalFile:
     tree: ast.Module
     lines: LineIndex
     leaked_lines: frozenset[int] = frozenset()
+    path: Path | None = None
+    root: Path | None = None
 
     @classmethod
-    def build(cls, name: str, text: str, leaked_lines: frozenset[int] = frozenset()) -> EvalFile:
+    def build(
+        cls,
+        name: str,
+        text: str,
+        leaked_lines: frozenset[int] = frozenset(),
+        path: Path | None = None,
+        root: Path | None = None,
+    ) -> EvalFile:
         """Raises SyntaxError or ValueError if Python cannot read the text."""
-        return cls(name, text, ast.parse(text), LineIndex(text), leaked_lines)
+        return cls(name, text, ast.parse(text), LineIndex(text), leaked_lines, path, root)
 
     def offset(self, line: int, byte_column: int) -> int:
         """Character offset of an `ast` place: its lines count from 1, its columns are bytes."""
@@ -124,7 +143,9 @@ def read_files(paths: Sequence[Path]) -> list[EvalFile]:
             name = str(file.relative_to(path)) if path.is_dir() else file.name
             try:
                 text = SourceFile.read(file).text.replace("\r\n", "\n")
-                files.append(EvalFile.build(name, text, frozenset(leaks.get(name, ()))))
+                leaked = frozenset(leaks.get(name, ()))
+                places = file.resolve(), (path.resolve() if path.is_dir() else None)
+                files.append(EvalFile.build(name, text, leaked, *places))
             except (InputError, SyntaxError, ValueError, RecursionError):
                 continue
     if not files:
@@ -152,7 +173,14 @@ def sample_holes(
             start, end = span
             text = file.text
             holes[file.name, span] = EvalHole(
-                file.name, bucket, text[:start], text[start:end], text[end:], kind
+                file.name,
+                bucket,
+                text[:start],
+                text[start:end],
+                text[end:],
+                kind,
+                file.path,
+                file.root,
             )
     return list(holes.values())
 

@@ -6,6 +6,8 @@ left to right             by the encoder, with the suffix in its prompt (fill in
 left to right, no suffix  for blocks, told how many tokens; else it ends at the line's end
 copy                      no model: what followed the last place that ended as the prefix does
 auto                      what the checkpoint itself chooses
+auto, this file alone     the same, without the project's other files to recall from
+auto, nothing recalled    the same, by the model alone
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from dgemma_engine.types import Decoder, HoleKind, InfillEngine, InfillRequest, 
 
 from ..document import DocumentSnapshot
 from ..hole import Hole
+from ..nearby import rest_of_document
 from ..postprocess import postprocess
+from ..settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,19 @@ def _auto(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRe
     return request
 
 
+def _nothing_recalled(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
+    return dataclasses.replace(request, recall=False)
+
+
+FILE_ALONE = "auto, this file alone"
 _MODEL_METHODS: dict[str, Method] = {
     "diffusion": _diffusion,
     "diffusion, length known": _length_known,
     "left to right": _left_to_right,
     "left to right, no suffix": _no_suffix,
     "auto": _auto,
+    FILE_ALONE: _auto,
+    "auto, nothing recalled": _nothing_recalled,
 }
 COPY = "copy"
 METHODS = (*_MODEL_METHODS, COPY)
@@ -108,6 +119,9 @@ def answer(
     if method == COPY:
         text = copy_from_context(request)
     else:
+        if method == FILE_ALONE:
+            nearby = rest_of_document(snapshot, hole, Settings())
+            request = dataclasses.replace(request, nearby=nearby)
         result = engine.fill(_MODEL_METHODS[method](engine, request, middle))
         text = result.text
     elapsed = (time.monotonic() - started) * 1000

@@ -9,7 +9,7 @@ Knows ids and tensors, not text. `left_to_right.py` writes by the same rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from .cache import KVCache
 from .model import DiffusionGemma
+
+# From a hole's tokens so far, and the log probabilities (V,) of going on and () of ending there, to
+# other ones.
+Mix = Callable[[Sequence[int], Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ def read_left_to_right(
     prompt_ids: Sequence[int],
     drafts: Sequence[Sequence[int]],
     rules: CausalRules,
+    mix: Mix | None = None,
 ) -> list[Chain]:
     """Judge drafts in one pass: the chain of each.
 
@@ -87,6 +92,7 @@ def read_left_to_right(
         prompt_ids: S >= 1.
         drafts: token ids without end marks; may be empty ones.
         rules: of the hole.
+        mix: changes the chances of what comes next.
     """
     width = 1 + max(map(len, drafts))
     rows = [[prompt_ids[-1], *draft] for draft in drafts]
@@ -98,6 +104,9 @@ def read_left_to_right(
         first, first_end = rules.log_probabilities(logits[row, :1], is_first=True)
         later, later_end = rules.log_probabilities(logits[row, 1:], is_first=False)
         going_on, end = torch.cat((first, later)), torch.cat((first_end, later_end))
+        if mix is not None:
+            for size in range(len(draft) + 1):
+                going_on[size], end[size] = mix(draft[:size], going_on[size], end[size])
         own = going_on[range(len(draft)), list(draft)].tolist() if draft else []
         chains.append(Chain(tuple(draft), tuple(own), float(end[len(draft)])))
     return chains

@@ -166,7 +166,9 @@ class Diffusion:
             texts = [self._texts.text_of(draft.token_ids, plan, request) for draft in own]
             scores = self._judge.scores(plan.judge, texts)
             best = own[max(range(len(own)), key=scores.__getitem__)]
-        (chain,) = read_left_to_right(self._model, cache, plan.prompt_ids, [best.token_ids], rules)
+        (chain,) = read_left_to_right(
+            self._model, cache, plan.prompt_ids, [best.token_ids], rules, plan.mix
+        )
         return best, chain
 
     def _likely_lengths(

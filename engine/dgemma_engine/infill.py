@@ -32,6 +32,7 @@ from .machine import free_memory
 from .memory import ran_out
 from .model import DiffusionGemma
 from .passes import InPasses, together
+from .recall import Recall, RecallWeights
 from .results import build_result
 from .revise import Revision
 from .run_form import fastest_dtype
@@ -106,7 +107,11 @@ def build_engine(
     threshold = float(infill_config.get("confidence_threshold", 0.0))
     learned = {LANGUAGE_TAGS.get(name) for name in infill_config.get("languages", ())}
     languages = tuple(name for name, tag in LANGUAGE_TAGS.items() if tag in learned)
-    engine = DiffusionEngine(folder.name, loaded, tokenizer, chosen, threshold, languages)
+    weights = RecallWeights.from_json(infill_config)
+    recall = None if weights is None else Recall(tokenizer, weights)
+    engine = DiffusionEngine(
+        folder.name, loaded, tokenizer, chosen, threshold, languages, recall=recall
+    )
     if loaded.device.type == "cuda":
         engine.warm_up()
     return engine
@@ -135,6 +140,7 @@ class DiffusionEngine:
         confidence_threshold: float = 0.0,
         languages: tuple[str, ...] = (),
         denoiser: Denoiser | None = None,
+        recall: Recall | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -143,6 +149,7 @@ class DiffusionEngine:
         self._confidence_threshold = confidence_threshold
         self._languages = languages
         self.caches = PrefixCaches(model)
+        self._recall = recall
         self._judge = Judge(model, tokenizer)
         self._texts = Texts(tokenizer, strategy)
         self._denoise = denoiser or Denoiser(model)
@@ -165,6 +172,7 @@ class DiffusionEngine:
             confidence_threshold=self._confidence_threshold,
             languages=self._languages,
             fills_together=self.strategy.fills_together,
+            recalls=self._recall is not None,
             quantization=self.model.quantization,
             loop=self._denoise.describe(),
             kernels=describe_kernels(),
@@ -224,6 +232,8 @@ class DiffusionEngine:
             _, num_cached = self._prefix_cache.encode(plan.prompt_ids, cancel)
             if plan.judge is not None:
                 self._judge.encode(plan.judge, cancel)
+            if self._recall is not None:
+                self._recall.read(request.nearby, cancel)
         return len(plan.prompt_ids) - num_cached
 
     def fill(
@@ -424,4 +434,6 @@ class DiffusionEngine:
                 f"strategy {self.strategy.name!r} cannot decode left to right; "
                 "ask for the decoder 'diffusion' or 'auto'"
             )
+        if self._recall is not None and request.recall:
+            plan = self._recall.into(plan, request)
         return plan, decoder

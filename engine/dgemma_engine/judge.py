@@ -10,6 +10,7 @@ lengths can be compared, which neither their own probabilities nor the canvas' c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .cache import PrefixCache
 from .canvas import EOM_ID, PAD_ID
+from .chains import Mix
 from .model import DiffusionGemma
 from .tokenizer import Tokenizer
 from .types import CancellationToken
@@ -35,11 +37,13 @@ class JudgePrompt:
         prompt_ids: the prefix as a document that has no suffix, up to the healed cut.
         healed: text of the prefix behind the cut.
         suffix: text after the hole.
+        mix: changes the chances of what comes next.
     """
 
     prompt_ids: list[int]
     healed: str
     suffix: str
+    mix: Mix | None = None
 
 
 class Judge:
@@ -80,10 +84,34 @@ class Judge:
             torch.tensor(padded, device=self._model.device), cache, len(prompt.prompt_ids) - 1
         )
         chances = logits.log_softmax(dim=-1)
+        if prompt.mix is not None:
+            return _mixed_scores(chances, rows, prompt.mix)
         return [
             float(chances[index, range(len(row)), row].sum()) if row else 0.0
             for index, row in enumerate(rows)
         ]
+
+
+def _mixed_scores(chances: Tensor, rows: Sequence[Sequence[int]], mix: Mix) -> list[float]:
+    """As `Judge.scores` sums up; a place that rows share is looked at once.
+
+    Args:
+        chances: (N, S, V) float32 log probabilities.
+        rows: of N, token ids.
+    """
+    never = chances.new_tensor(-math.inf)
+    known: dict[tuple[int, ...], float] = {}
+    scores = []
+    for index, row in enumerate(rows):
+        score = 0.0
+        for size, token_id in enumerate(row):
+            start = tuple(row[: size + 1])
+            if start not in known:
+                going_on, _ = mix(row[:size], chances[index, size], never)
+                known[start] = float(going_on[token_id])
+            score += known[start]
+        scores.append(score)
+    return scores
 
 
 def length_posterior(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ it wrote to fit before the suffix. Which tokens may follow, `chains.py` says.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .cache import PrefixCache
-from .chains import CausalRules, Chain, read_left_to_right
+from .chains import CausalRules, Chain, Mix, read_left_to_right
 from .drafts import Draft, Fill, draft_of
 from .judge import Judge
 from .model import DiffusionGemma
@@ -62,6 +63,7 @@ class LeftToRight:
             request.max_tokens,
             request.num_tokens,
             cancel,
+            plan.mix,
         ):
             has_written = len(chain.token_ids) > len(draft.token_ids)
             draft = draft_of(chain)
@@ -85,7 +87,9 @@ class LeftToRight:
     ) -> tuple[Draft, Chain]:
         """A text as it stands, whoever wrote it, as the encoder reads it."""
         cache, _ = self.prefix_cache.encode(plan.prompt_ids)
-        (chain,) = read_left_to_right(self._model, cache, plan.prompt_ids, [token_ids], rules)
+        (chain,) = read_left_to_right(
+            self._model, cache, plan.prompt_ids, [token_ids], rules, plan.mix
+        )
         return draft_of(chain), chain
 
     def _cut_before_suffix(
@@ -133,6 +137,7 @@ def decode_left_to_right(
     max_tokens: int,
     num_tokens: int | None = None,
     cancel: CancellationToken | None = None,
+    mix: Mix | None = None,
 ) -> Iterator[Chain]:
     """Write the most likely token at each place, until the end is likelier than any.
 
@@ -144,6 +149,7 @@ def decode_left_to_right(
         max_tokens: where to stop at the latest.
         num_tokens: write exactly so many; None to end where the model ends.
         cancel: looked at before every pass.
+        mix: changes the chances of what comes next.
     Yields:
         the fill so far, after every pass. The last one is the fill; the same as the one before, if
         the end came.
@@ -157,12 +163,15 @@ def decode_left_to_right(
             cancel.raise_if_cancelled()
         logits = prefix_cache.next_token_logits([*prompt_ids, *chain.token_ids])
         going_on, end = rules.log_probabilities(logits[None], is_first=not chain.token_ids)
-        best, token_id = going_on[0].max(dim=-1)
+        going_on, end = going_on[0], end[0]
+        if mix is not None:
+            going_on, end = mix(chain.token_ids, going_on, end)
+        best, token_id = going_on.max(dim=-1)
         if num_tokens is None and float(end) >= float(best):
-            yield Chain(chain.token_ids, chain.log_probabilities, float(end))
+            yield dataclasses.replace(chain, end_log_probability=float(end))
             return
         if len(chain.token_ids) == last:  # full: only the chance of ending here was still to know
-            yield Chain(chain.token_ids, chain.log_probabilities, float(end))
+            yield dataclasses.replace(chain, end_log_probability=float(end))
             return
         chain = Chain(
             (*chain.token_ids, int(token_id)),

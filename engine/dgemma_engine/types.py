@@ -62,6 +62,10 @@ class InfillRequest:
         draft: a text for the hole that is revised, by diffusion: what the model finds least likely
             in it becomes noise and is denoised again. None begins with nothing but noise.
         strength: share of the draft's tokens that become noise, above 0 and at most 1.
+        nearby: texts that may hold what belongs here, the rest of the document and files beside it,
+            the nearest first. The model does not read them; an engine whose `info.recalls` says so
+            recalls from them how code like this went on.
+        recall: whether it does, from these texts and those around the hole.
 
     Raises:
         RequestError: at construction, if a number is out of range; the message shows it.
@@ -79,6 +83,8 @@ class InfillRequest:
     deadline: float | None = None
     draft: str | None = None
     strength: float = 1.0
+    nearby: tuple[str, ...] = ()
+    recall: bool = True
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -253,8 +259,9 @@ class EngineInfo:
     with at least this `prefix_confidences` are worth showing, 0 .. 1. `languages` are the LSP
     identifiers of those it was trained on; empty where it does not say. `quantization` names the
     formats of the weights that are held in few bits; None where none are. `fills_together` is
-    whether `fill_together` can be asked. `loop` and `kernels` say which denoising loop runs and
-    which ops run by their kernels, as far as that is known; on a GPU it is.
+    whether `fill_together` can be asked, `recalls` whether `InfillRequest.nearby` is used. `loop`
+    and `kernels` say which denoising loop runs and which ops run by their kernels, as far as that
+    is known; on a GPU it is.
     """
 
     model: str
@@ -265,6 +272,7 @@ class EngineInfo:
     confidence_threshold: float = 0.0
     languages: tuple[str, ...] = ()
     fills_together: bool = False
+    recalls: bool = False
     quantization: str | None = None
     loop: str = ""
     kernels: str = ""

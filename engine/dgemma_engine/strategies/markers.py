@@ -131,9 +131,10 @@ class MarkerStrategy:
 
     def plan(self, request: InfillRequest) -> InfillPlan:
         tokenizer, layout = self._tokenizer, self._layout
-        prefix_ids = last_tokens(tokenizer, tokenizer.encode(request.prefix), layout.prefix_tokens)
-        prefix_ids, healed = heal(tokenizer, prefix_ids)
-        suffix_ids = tokenizer.encode(request.suffix)[: layout.suffix_tokens]
+        before_ids, healed = heal(tokenizer, tokenizer.encode(request.prefix))
+        prefix_ids = last_tokens(tokenizer, before_ids, layout.prefix_tokens)
+        after_ids = tokenizer.encode(request.suffix)
+        suffix_ids = after_ids[: layout.suffix_tokens]
         tag_id = self._tag_id(request.language_id)
         is_line = request.kind is HoleKind.LINE
         first_allowed = continuing(tokenizer, healed, self._vocab_size, self._device)
@@ -190,6 +191,8 @@ class MarkerStrategy:
                 healed.decode("utf-8", errors="ignore"),
                 request.suffix,
             ),
+            before_ids=before_ids,
+            after_ids=after_ids,
         )
 
     def plan_together(self, request: JointRequest) -> JointPlan:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..canvas import Canvas
-from ..chains import CausalRules
+from ..chains import CausalRules, Mix
 from ..config import ModelConfig
 from ..errors import RequestError
 from ..judge import JudgePrompt
@@ -38,6 +38,9 @@ class InfillPlan:
         probe_passes: see above.
         exact_canvas: the canvas of some of these lengths, a row each.
         judge: what drafts are compared by; None where there is only one.
+        before_ids, after_ids: the text around the hole, all of it and not only what is read; empty
+            without rules.
+        mix: changes what the rules say of the next token, by what `recall.py` knows.
         is_reply: the text has the shape of no hole and is not cut.
     """
 
@@ -53,6 +56,9 @@ class InfillPlan:
     probe_passes: int = 0
     exact_canvas: Callable[[Sequence[int]], Canvas] | None = None
     judge: JudgePrompt | None = None
+    before_ids: Sequence[int] = ()
+    after_ids: Sequence[int] = ()
+    mix: Mix | None = None
     is_reply: bool = False
 
 
