@@ -232,6 +232,8 @@ def context(location: str, model: str, device: str, dtype: str, quantization: st
     related = RelatedText().find(snapshot, hole, settings, ())
     budget = ContextBudget(settings.prefix_chars, settings.suffix_chars)
     request = build_request(snapshot, hole, budget, related=related, max_tokens=settings.max_tokens)
+    nearby = texts_near(file.path.resolve(), snapshot, hole, settings)
+    request = dataclasses.replace(request, nearby=nearby)
     click.echo(f"hole: {hole.role.value} ({hole.kind.value})")
     click.echo(dgemma_engine.load_engine(model, device, dtype, quantization).render(request))
 

@@ -194,7 +194,15 @@ class DiffusionEngine:
 
     def render(self, request: InfillRequest) -> str:
         """See `InfillEngine.render`."""
-        return self._texts.render(self.strategy.plan(request))
+        shown = self._texts.render(self.strategy.plan(request))
+        if self._recall is None or not request.nearby:
+            return shown
+        recalled = "".join(
+            f"{len(text):>8} characters that begin with {text.lstrip()[:60].splitlines()[0]!r}\n"
+            for text in request.nearby
+            if text.strip()
+        )
+        return f"{shown}\nnot read, but recalled from:\n{recalled}"
 
     def close(self) -> None:
         """Nothing to do: the memory goes with the engine."""

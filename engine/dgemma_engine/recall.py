@@ -227,7 +227,7 @@ class Recollection:
         voted, index = np.unique(votes.token_ids, return_inverse=True)
         shares = np.bincount(index, np.exp(heights - heights.max()))
         shares = shares / shares.sum()
-        trust = _sigmoid(
+        trust = _chance(
             weights.bias
             + weights.match * math.log(int(votes.lengths.max()))
             + weights.agreement * float(shares.max())
@@ -269,5 +269,6 @@ class Recollection:
         return Votes(ids[places], lengths, distances)
 
 
-def _sigmoid(value: float) -> float:
-    return 1.0 / (1.0 + math.exp(-value))
+def _chance(logit: float) -> float:
+    """Never 1: what the model says keeps a chance."""
+    return min(1.0 / (1.0 + math.exp(-logit)), 1.0 - 1e-6)

@@ -2,8 +2,8 @@
 
     python -m training.pack --run RUN --corpus DIR --out FOLDER [--scores scores.md]
 
-Without scores the card says that there are none: pack, evaluate the folder by `dgemma-lsp eval`,
-which also says the confidence threshold, and pack again.
+Without scores the card says that there are none: pack, fit what it recalls (`training.recall`),
+evaluate the folder by `dgemma-lsp eval`, which also says the confidence threshold, and pack again.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def pack(
     layout = infill_config["layout"] | prefix_tokens
     statistics = json.loads((corpus / "statistics.json").read_text(encoding="utf-8"))
     languages = sorted(_sizes(statistics))
-    made = {**infill_config, "layout": layout, "languages": languages}
+    made = {**infill_config, "layout": layout, "languages": languages, **_recall(out)}
     _write_json(made, out / "infill_config.json")
     shutil.copyfile(corpus / "tokenizer.json", out / "tokenizer.json")
     shutil.copyfile(run / "losses.csv", out / "losses.csv")
@@ -160,6 +160,18 @@ def build_card(
     return "\n".join(parts)
 
 
+def _recall(folder: Path) -> dict[str, Any]:
+    """What `training.recall` wrote into a folder that is packed again."""
+    path = folder / "infill_config.json"
+    if not path.exists():
+        return {}
+    return {
+        name: part
+        for name, part in json.loads(path.read_text(encoding="utf-8")).items()
+        if name == "recall"
+    }
+
+
 def _longest_row(options: Mapping[str, Any]) -> int:
     """Document tokens of the longest rows of a run."""
     return int(options["document_length"] * (2 if options.get("long_share", 0.25) > 0 else 1))
@@ -207,7 +219,9 @@ _SCORES_HEAD = """Holes in held-out packages, none on lines that training files 
 ends aside. `diffusion` does not know the length; `length known` is told it; `left to right` is
 greedy decoding of the same weights with the suffix in the prompt, `no suffix` the same without it
 (for blocks, it is told the length); `copy` is no model: what followed the last place in the file
-that ended as the prefix does; `auto` is what the product does.
+that ended as the prefix does; `auto` is what the product does. All but `copy` and `nothing
+recalled` recall how code like this went on in the file and in the others of its package, as in an
+editor that has the package's folder open.
 """
 
 _CARD_LIMITS = """## Limits
