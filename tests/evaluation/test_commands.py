@@ -34,7 +34,7 @@ def test_holes_are_measured_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text("utf-8"))
     assert set(results["buckets"]) == {"rest of line", "block"}
-    assert len(results["buckets"]["block"]) == 6
+    assert len(results["buckets"]["block"]) == 8
     assert len(results["coverage"]["curve"]) == 100
     assert picture.read_bytes().startswith(b"\x89PNG")
     for expected in ("| rest of line (2) | diffusion, length known |", "| copy |", "║"):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -225,3 +227,39 @@ async def test_the_main_job_as_a_recorded_client_does_it(
         await asked
     (again,) = (await client.text_document_inline_completion_async(moved)).items
     assert again.range == types.Range(moved.position, moved.position)
+
+
+def test_what_another_file_of_the_project_says_is_recalled(tmp_path: Path) -> None:
+    """Nobody opened that file; the model has never seen the name."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "names.py").write_text(
+        "def zubrowka_by_name(name):\n    return registry.lookup_zubrowka(name, strict=True)\n",
+        encoding="utf-8",
+    )
+    uri = (tmp_path / "own.py").as_uri()
+    text = "def first(name):\n    return registry.lookup_zu"
+    params = {
+        "textDocument": {"uri": uri},
+        "position": at(len(text), text),
+        "context": {"triggerKind": 1},
+    }
+    with RawClient("-m", "dgemma_lsp", "serve", "--stdio") as client:
+        commands = CAPABILITIES | {"workspace": {"executeCommand": {}}}
+        client.initialize(options=SHOW_EVERYTHING, **commands)
+        client.open(uri, text)
+        found: list[str] = []
+        deadline = time.monotonic() + 20  # it is read after the model is loaded
+        while time.monotonic() < deadline and "browka(name, strict=True)" not in found:
+            items = client.request("textDocument/inlineCompletion", params)["items"]
+            found = [item["insertText"] for item in items]
+        assert found[0] == "browka(name, strict=True)"
+        shown = client.request(
+            "workspace/executeCommand",
+            {
+                "command": "dgemma.context",
+                "arguments": [{"uri": uri, "position": at(len(text), text)}],
+            },
+        )
+        assert "characters that begin with 'def zubrowka_by_name(name):'" in shown
+        assert client.close() == 0
