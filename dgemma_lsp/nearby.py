@@ -37,6 +37,7 @@ class NearbyTexts:
     def __init__(self) -> None:
         self._of_document: dict[str, list[tuple[str, str]]] = {}  # by URI: URIs and their texts
         self._reading: dict[str, asyncio.Task[None]] = {}
+        self._may_read: dict[tuple[str, tuple[str, ...]], bool] = {}  # until files are read again
 
     def find(
         self,
@@ -56,7 +57,10 @@ class NearbyTexts:
         if "open_files" in settings.context_sources:
             same = [other for other in others if other.language_id == snapshot.language_id]
             for other in reversed(same):
-                if may_read(other.uri, settings.ignore_globs):
+                key = other.uri, settings.ignore_globs
+                if key not in self._may_read:
+                    self._may_read[key] = may_read(*key)
+                if self._may_read[key]:
                     opened.add(other.uri)
                     texts.append(to_lf(other.text))
         if "project" in settings.context_sources:
@@ -83,6 +87,7 @@ class NearbyTexts:
             logger.debug("the project's files were not read: %s", type(error).__name__)
         finally:
             del self._reading[snapshot.uri]
+            self._may_read.clear()
 
     def forget(self, uri: str) -> None:
         """A document was closed."""

@@ -29,7 +29,7 @@ from .methods import METHODS, Answer, answer
 from .sandbox import protections
 from .typing import type_holes
 
-_SHOWN = "auto"  # the method whose confidence decides what is shown
+_SHOWN = "auto"  # the product: whose confidence decides what is shown, and whose fills are examples
 
 _common_options: tuple[Callable[..., Any], ...] = (
     click.option("--model", default="default", show_default=True, help="Checkpoint folder."),
@@ -129,7 +129,7 @@ def eval_holes(
                 pairs = list(zip(holes, answers, strict=True))
                 if method == _SHOWN and name != PROSE:
                     shown.extend(pairs)
-                if method == chosen[0]:
+                if method == (_SHOWN if _SHOWN in chosen else chosen[0]):
                     results["examples"] += [_example(*pair) for pair in pairs[:examples]]
 
     _until_interrupted(measure)
