@@ -80,7 +80,8 @@ class Options:
         document_length: L of most rows.
         long_share: of the steps, with rows twice as long.
         noise: see `objective.corrupt`.
-        causal_share: of the run, left-to-right only, at its start.
+        causal_share: of the run, left-to-right only, at its start; none of a run that goes on from
+            another's weights.
         editor_share: of the run, with the editor's mixture, at its end.
         decay_share: of the run, over which the learning rates fall to 0, at its end.
         self_conditioning: share of steps with a first pass.
@@ -111,8 +112,13 @@ class Options:
     ema: float = 0.998
     seed: int = 0
 
-    def mixture(self, progress: float) -> Mixture:
-        if progress < self.causal_share:
+    def mixture(self, progress: float, *, goes_on: bool = False) -> Mixture:
+        """What rows hold; `goes_on` where another run's weights were the first.
+
+        These have no phase of documents alone: a quarter of an hour of it, on two cores, unlearned
+        the canvases (from 2.5 to 8 nats), and the rest of that run did not bring them back.
+        """
+        if progress < self.causal_share and not goes_on:
             return CAUSAL_ONLY
         return EDITOR if progress >= 1.0 - self.editor_share else DENSE
 
@@ -287,7 +293,9 @@ class Trainer:
         self, seed: int, step: int, *, is_long: bool = False, mixture: Mixture | None = None
     ) -> BatchRequest:
         steps = self.options.steps
-        mixture = mixture or self.options.mixture(step / steps if steps else self._share)
+        if mixture is None:
+            share = step / steps if steps else self._share
+            mixture = self.options.mixture(share, goes_on=bool(self.progress.before))
         # A row has as many canvas tokens as document tokens, or none.
         length = self.options.document_length * (2 if is_long else 1)
         canvas_tokens = length if mixture.canvas_tokens else 0

@@ -147,7 +147,7 @@ def test_a_chain_starts_from_a_packed_checkpoint(archive, tmp_path):
     """A new run takes its weights; a run that has begun does not."""
     first = Lease(archive, tmp_path / "first", tmp_path / "out", OPTIONS, "cpu")
     first.train(1e6, "plain")
-    options = dataclasses.replace(OPTIONS, muon_lr=0.0, adam_lr=0.0)
+    options = dataclasses.replace(OPTIONS, muon_lr=0.0, adam_lr=0.0, causal_share=1.0)
     second = Lease(archive, tmp_path / "second", tmp_path / "out", options, "cpu")
     second.train(0.0, "plain", init_from=tmp_path / "first" / "packed")
     expected, actual = (
@@ -161,6 +161,8 @@ def test_a_chain_starts_from_a_packed_checkpoint(archive, tmp_path):
         for name in ("first", "second")
     ]
     assert curves[1][: len(curves[0])] == curves[0]
+    state = torch.load(tmp_path / "second" / "run" / "checkpoint.pt", weights_only=True)
+    assert state["progress"]["canvas_tokens"] > 0, "documents alone would unlearn the canvases"
 
 
 def test_the_command_line_smokes(archive, tmp_path):
