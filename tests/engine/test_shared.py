@@ -328,9 +328,9 @@ def test_a_stranger_behind_the_address_learns_nothing(attach: Attach) -> None:
         def listen() -> None:
             connection, _ = stranger.accept()
             with connection:
-                from dgemma_engine.shared.wire import frame
+                from dgemma_engine.shared.wire import PROTOCOL, frame
 
-                connection.sendall(frame({"type": "challenge", "nonce": "n", "protocol": 1}))
+                connection.sendall(frame({"type": "challenge", "nonce": "n", "protocol": PROTOCOL}))
                 heard.append(connection.recv(4096))
                 connection.sendall(frame({"type": "welcome", "proof": "guess", "pid": 1}))
                 heard.append(connection.recv(4096))
