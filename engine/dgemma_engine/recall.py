@@ -242,13 +242,16 @@ class Recollection:
         return going_on, end
 
     def _alike(self, written: Sequence[int]) -> Votes | None:
-        """What stands behind every place that ends nearly as much like the text as the best."""
+        """What stands behind every place that ends nearly as much like the text as the best.
+
+        No place lies in what was written: a fill that recalls itself goes round in circles.
+        """
         size = self._size + len(written)
         if size > len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros(size, dtype=np.int32)])
         self._ids[self._size : size] = written
         ids = self._ids[:size]
-        places = np.flatnonzero(ids[:-1] == ids[-1]) + 1
+        places = np.flatnonzero(ids[: self._size - 1] == ids[-1]) + 1
         if size == self._before_start or not len(places):
             return None
         lengths = np.ones(len(places), dtype=np.int64)

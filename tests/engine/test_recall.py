@@ -135,11 +135,19 @@ def test_chances_still_sum_to_one() -> None:
         torch.testing.assert_close(going_on[0], before)  # the model's own are left as they were
 
 
+def test_a_fill_does_not_recall_itself() -> None:
+    assert recollection([8, 5]).votes([30, 31, 30, 31, 30], *flat()) is None
+    votes = recollection([30, 40, 8, 5]).votes([30, 31, 30], *flat())
+    assert votes is not None
+    assert votes.token_ids.tolist() == [40]
+
+
 def test_a_long_fill_has_room() -> None:
     written = [2 + index % 30 for index in range(700)]
-    votes = recollection([5, 6]).votes(written, *flat())
+    votes = recollection([*written[:30], 5, 6]).votes(written, *flat())
     assert votes is not None
-    assert votes.token_ids[-1] == 2 + 700 % 30
+    assert votes.token_ids.tolist() == [2 + 700 % 30]
+    assert votes.lengths.tolist() == [10]
 
 
 @pytest.mark.parametrize("part", [{"length": 1}, {"nonsense": 2}, {"length": "x"}, [1]])
