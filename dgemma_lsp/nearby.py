@@ -140,7 +140,8 @@ def read_files_near(
     for file in nearest_first(path, text, _list_files(path, root or _project_root(path))):
         if room <= 0:
             break
-        if not may_read(file.as_uri(), settings.ignore_globs):
+        # A link may lead out of the project, to what the patterns would leave out.
+        if file.is_symlink() or not may_read(file.as_uri(), settings.ignore_globs):
             continue
         content = _read_text(file, _stamp(file))
         if content:

@@ -99,12 +99,15 @@ def test_what_is_no_text_or_too_long_is_left_out(
 ) -> None:
     (project / "app" / "bytes.py").write_bytes(b"\xff\xfe = 1")
     (project / "app" / "dangling.py").symlink_to(project / "nowhere.py")
+    (project.parent / "outside.py").write_text("outside = 1\n", encoding="utf-8")
+    (project / "app" / "link.py").symlink_to(project.parent / "outside.py")
     write(project, app__long="x" * 300)
     monkeypatch.setattr(nearby, "_LONGEST_FILE", 200)
     own = project / "app" / "own.py"
     texts = texts_near(own, snapshot_of(own), at_end(snapshot_of(own)), Settings())
     assert texts[0] == "beside = 1\n"
     assert all("x" * 300 not in text and "\xff" not in text for text in texts)
+    assert "outside = 1\n" not in texts
 
 
 def test_a_budget_cuts_the_last_text_that_it_reaches() -> None:
