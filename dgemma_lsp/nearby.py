@@ -181,18 +181,34 @@ def _project_root(path: Path) -> Path | None:
 
 
 def _list_files(path: Path, root: Path | None) -> list[Path]:
-    """Files of the same kind in a document's folder, and in its project if it is in one."""
-    found = {file for file in path.parent.glob(f"*{path.suffix}") if file.is_file()}
+    """Files of the same kind in a document's project; in its folder alone if it is in none.
+
+    Outwards from its folder, so that in a large project what is near is found before the limit.
+    """
+    found = [file for file in path.parent.glob(f"*{path.suffix}") if file.is_file()]
+    if root is None:
+        return found
     num_seen = 0
-    for folder, folders, names in os.walk(root) if root is not None else ():
-        folders[:] = sorted(
-            name for name in folders if not name.startswith((".", "__")) and name not in _SKIPPED
-        )
-        found.update(Path(folder, name) for name in names if Path(name).suffix == path.suffix)
-        num_seen += len(names)
-        if num_seen > _MOST_LISTED:
-            break
-    return list(found)
+    inner = path.parent
+    outwards = [folder for folder in path.parents if folder.is_relative_to(root)]
+    for start in outwards:
+        for folder, folders, names in os.walk(start):
+            below = Path(folder)
+            folders[:] = sorted(
+                name for name in folders if _is_source(name) and below / name != inner
+            )
+            num_seen += len(names)
+            if below != path.parent:
+                found += [below / name for name in names if Path(name).suffix == path.suffix]
+            if num_seen > _MOST_LISTED:
+                return found
+        inner = start
+    return found
+
+
+def _is_source(folder: str) -> bool:
+    """Whether a folder may hold what a person wrote, by its name."""
+    return not folder.startswith((".", "__")) and folder not in _SKIPPED
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -75,6 +75,18 @@ def test_the_folder_first_then_what_is_named_then_what_is_near(project: Path) ->
     ]
 
 
+def test_of_a_large_project_what_is_near_is_found(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearby, "_MOST_LISTED", 4)
+    write(project, **{f"aaa__deep__f{index}": f"far = {index}\n" for index in range(20)})
+    write(project, app__below__near="near = 1\n")
+    own = project / "app" / "own.py"
+    texts = texts_near(own, snapshot_of(own), at_end(snapshot_of(own)), Settings())
+    assert texts[:2] == ("beside = 1\n", "near = 1\n")
+    assert len(texts) == len(set(texts)), "no file twice"
+
+
 def test_a_file_in_no_project_has_its_folder_alone(tmp_path: Path) -> None:
     write(tmp_path, own="", beside="beside = 1\n", below__deep="deep = 1\n")
     own = tmp_path / "own.py"
