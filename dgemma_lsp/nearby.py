@@ -83,7 +83,7 @@ class NearbyTexts:
         try:
             files = await asyncio.to_thread(read_files_near, path, snapshot.text, settings)
             self._of_document[snapshot.uri] = [(file.as_uri(), text) for file, text in files]
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.debug("the project's files were not read: %s", type(error).__name__)
         finally:
             del self._reading[snapshot.uri]
@@ -219,7 +219,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _read_text(path: Path, stamp: tuple[int, int]) -> str:
     """A file's text as it was at `stamp`; empty where it is too long or cannot be read."""
     if not 0 < stamp[1] <= _LONGEST_FILE:
