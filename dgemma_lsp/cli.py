@@ -181,23 +181,22 @@ def fill(
     and columns count from 1.
     """
     file, hole = _find_hole(Location.parse(location))
-    request = build_request(
-        file.snapshot(), hole, ContextBudget(), max_tokens=max_tokens, seed=seed
-    )
+    snapshot = file.snapshot()
+    request = build_request(snapshot, hole, ContextBudget(), max_tokens=max_tokens, seed=seed)
     request = dataclasses.replace(
         request,
         max_steps=steps,
         decoder=Decoder(decoder),
-        nearby=texts_near(file.path.resolve(), file.snapshot(), hole, Settings()),
+        nearby=texts_near(file.path.resolve(), snapshot, hole, Settings()),
     )
     engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start] + hole.before, hole.after + file.text[hole.end :]
     result = _run(engine, request, console, prefix, suffix, watch=watch)
-    outcome = postprocess(file.snapshot(), hole, result.text)
+    outcome = postprocess(snapshot, hole, result.text)
     has_fill = isinstance(outcome, str)
     if write and isinstance(outcome, str):
-        file.write(prefix + outcome.replace("\n", file.snapshot().eol) + suffix)
+        file.write(prefix + outcome.replace("\n", snapshot.eol) + suffix)
     if as_json:
         answer = _result_json(file, hole, result, outcome)
         click.echo(json.dumps({**answer, "wrote": write and has_fill}))

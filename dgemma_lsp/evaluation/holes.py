@@ -74,8 +74,9 @@ class EvalHole:
 
     def request(self, seed: int = 0) -> InfillRequest:
         """As the server asks, with what the server gives; no other file is open."""
+        snapshot = self.snapshot
         request = build_request(
-            self.snapshot,
+            snapshot,
             self.hole,
             ContextBudget(),
             max_tokens=_MAX_TOKENS[self.kind],
@@ -83,7 +84,7 @@ class EvalHole:
         )
         if self.path is None:
             return request
-        nearby = texts_near(self.path, self.snapshot, self.hole, Settings(), self.root)
+        nearby = texts_near(self.path, snapshot, self.hole, Settings(), self.root)
         return dataclasses.replace(request, nearby=nearby)
 
 

@@ -165,11 +165,8 @@ def _recall(folder: Path) -> dict[str, Any]:
     path = folder / "infill_config.json"
     if not path.exists():
         return {}
-    return {
-        name: part
-        for name, part in json.loads(path.read_text(encoding="utf-8")).items()
-        if name == "recall"
-    }
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {"recall": config["recall"]} if "recall" in config else {}
 
 
 def _longest_row(options: Mapping[str, Any]) -> int:

@@ -70,6 +70,7 @@ def cut_holes(
         document = documents[int(rng.choice(len(documents), p=sizes / sizes.sum()))]
         (tokens,) = tokenize([document], tokenizer)
         text, num_found = document.text, 0
+        others = [other.text for other in folders[_folder(document)] if other is not document]
         for _ in range(100):
             anchor = int(tokens.token_starts[int(rng.integers(tokens.num_tokens))])
             span = sample_span(tokens, anchor, str(rng.choice(_KINDS)), rng)
@@ -77,7 +78,6 @@ def cut_holes(
                 continue
             start, end = span
             window = max(0, start - _PREFIX_CHARS), end + _SUFFIX_CHARS
-            others = [other.text for other in folders[_folder(document)] if other is not document]
             yield (
                 InfillRequest(
                     text[window[0] : start],
