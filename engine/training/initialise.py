@@ -9,7 +9,7 @@ import torch
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS
 
-# Layers alternate two sliding to one full in "4m", four to one in "33m".
+# Layers alternate two sliding to one full in "4m" and "16m", four to one in "33m".
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {  # for tests of the trainer
         "hidden_size": 32,
@@ -32,6 +32,20 @@ _SIZES: dict[str, dict[str, Any]] = {
         "num_experts": 4,
         "top_k_experts": 2,
         "moe_intermediate_size": 64,
+        "layers": "ssfssf",
+        "sliding_window": 512,
+        "max_position_embeddings": 4096,
+        "canvas_length": 128,
+    },
+    "16m": {  # "4m" twice as wide
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 128,
         "layers": "ssfssf",
         "sliding_window": 512,
         "max_position_embeddings": 4096,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 # Quintic iteration that drives all singular values towards 1. Source: Keller Jordan, "Muon", 2024.
@@ -29,6 +30,19 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if is_tall else x
+
+
+def _orthogonalize_together(matrices: Tensor) -> Tensor:
+    """`orthogonalize`, each of several processes a share of the same matrices."""
+    if not torch.distributed.is_initialized():
+        return orthogonalize(matrices)
+    shares = matrices.bfloat16().tensor_split(torch.distributed.get_world_size())
+    rank = torch.distributed.get_rank()
+    updates = [orthogonalize(own) if i == rank else own for i, own in enumerate(shares)]
+    for source, own in enumerate(updates):
+        if len(own):
+            torch.distributed.broadcast(own, src=source)
+    return torch.cat(updates)
 
 
 class Muon(torch.optim.Optimizer):
@@ -69,7 +83,7 @@ class Muon(torch.optim.Optimizer):
             state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
             direction = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
             directions.append(direction.view(-1, *shape))
-        updates = orthogonalize(torch.cat(directions))
+        updates = _orthogonalize_together(torch.cat(directions))
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
         sizes = [direction.shape[0] for direction in directions]
         for parameter, update in zip(parameters, updates.split(sizes), strict=True):

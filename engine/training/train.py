@@ -44,6 +44,7 @@ from .objective import Losses, Noise, compute_losses, corrupt
 from .optimizer import build_optimizers
 from .rows import Batch, Mixture, RowSource
 from .streams import Streams
+from .widen import widen
 
 CAUSAL_ONLY = Mixture(block=0.0, exact=0.0, slack=1.0, canvas_tokens=0)
 # Blocks give many targets per canvas and teach denoising fast. At inference lines are drafted in
@@ -68,6 +69,15 @@ _KEEP_MEMORY = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class StepChoices:
+    """What is drawn for a step, and not for a process, so that all processes do the same work."""
+
+    is_long: bool = False
+    self_condition: bool = False
+    has_canvases: bool = True
+
+
 @dataclass(frozen=True)
 class Options:
     """What decides a run, beside the data. Stored in its checkpoint.
@@ -83,6 +93,8 @@ class Options:
         causal_share: of the run, left-to-right only, at its start; none of a run that goes on from
             another's weights.
         editor_share: of the run, with the editor's mixture, at its end.
+        canvas_share: of the steps behind that, those whose rows have canvases; the others are
+            documents alone, which takes less than half of the time.
         decay_share: of the run, over which the learning rates fall to 0, at its end.
         self_conditioning: share of steps with a first pass.
         pure_noise: share of canvases that are nothing but noise. All of them are in steps without
@@ -102,6 +114,7 @@ class Options:
     noise: Noise = "uniform"
     causal_share: float = 0.25
     editor_share: float = 0.34
+    canvas_share: float = 1.0
     decay_share: float = 0.35
     self_conditioning: float = 0.5
     pure_noise: float = 0.2
@@ -121,6 +134,11 @@ class Options:
         if progress < self.causal_share and not goes_on:
             return CAUSAL_ONLY
         return EDITOR if progress >= 1.0 - self.editor_share else DENSE
+
+    def choices(self, step: int) -> StepChoices:
+        draws = np.random.default_rng([self.seed, step, 0]).random(3)
+        shares = (self.long_share, self.self_conditioning, self.canvas_share)
+        return StepChoices(*(bool(draw < share) for draw, share in zip(draws, shares, strict=True)))
 
     def learning_rate(self, step: int, progress: float) -> float:
         """Share of the full rates: warm-up, constant, linear decay."""
@@ -242,12 +260,9 @@ class Trainer:
             return None
         started = time.monotonic()
         step, options = self.progress.step, self.options
-        # Drawn per step and not per process, so that all processes do the same work.
-        choices = np.random.default_rng([options.seed, step, 0])
-        is_long = bool(choices.random() < options.long_share)
-        self_condition = bool(choices.random() < options.self_conditioning)
-        batch = self._next_batch(is_long)
-        losses = self._losses(batch, self._generator(options.seed, step), self_condition)
+        choices = options.choices(step)
+        batch = self._next_batch(choices)
+        losses = self._losses(batch, self._generator(options.seed, step), choices.self_condition)
         losses.total.backward()
         self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
@@ -265,9 +280,9 @@ class Trainer:
         self.progress.seconds += time.monotonic() - started
         return losses
 
-    def _next_batch(self, is_long: bool) -> Batch:
+    def _next_batch(self, choices: StepChoices) -> Batch:
         if not self._workers:
-            request = self._request(self.options.seed, self.progress.step, is_long=is_long)
+            request = self._request(self.options.seed, self.progress.step, choices)
             return self._source[request].to(self.device)
         if self._batches is None:
             self._batches = iter(
@@ -285,20 +300,22 @@ class Trainer:
     def _requests_ahead(self) -> Iterator[BatchRequest]:
         """As `train_step` will need them; by the clock's phase when they are drawn up."""
         for step in itertools.count(self.progress.step):
-            choices = np.random.default_rng([self.options.seed, step, 0])
-            is_long = bool(choices.random() < self.options.long_share)
-            yield self._request(self.options.seed, step, is_long=is_long)
+            yield self._request(self.options.seed, step, self.options.choices(step))
 
     def _request(
-        self, seed: int, step: int, *, is_long: bool = False, mixture: Mixture | None = None
+        self,
+        seed: int,
+        step: int,
+        choices: StepChoices = StepChoices(),
+        mixture: Mixture | None = None,
     ) -> BatchRequest:
         steps = self.options.steps
         if mixture is None:
             share = step / steps if steps else self._share
             mixture = self.options.mixture(share, goes_on=bool(self.progress.before))
         # A row has as many canvas tokens as document tokens, or none.
-        length = self.options.document_length * (2 if is_long else 1)
-        canvas_tokens = length if mixture.canvas_tokens else 0
+        length = self.options.document_length * (2 if choices.is_long else 1)
+        canvas_tokens = length if mixture.canvas_tokens and choices.has_canvases else 0
         own_tokens = self.options.tokens_per_step // self._num_processes
         return BatchRequest(
             seed,
@@ -390,7 +407,14 @@ class Trainer:
     def start_from(
         self, weights: dict[str, Tensor], losses: Sequence[Mapping[str, float]] = ()
     ) -> None:
-        """Take another run's weights and curve; the schedule and the optimisers begin anew."""
+        """Take another run's weights and curve; the schedule and the optimisers begin anew.
+
+        Raises:
+            ValueError: its model is neither of this size nor half as wide.
+        """
+        shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+        if weights["embed_tokens.weight"].shape != shapes["embed_tokens.weight"]:
+            weights = widen(weights, shapes, torch.Generator().manual_seed(self.options.seed))
         self.model.load_state_dict(weights)
         for name, value in self.ema.items():
             value.copy_(weights[name])
@@ -616,7 +640,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--init-from",
         type=Path,
         metavar="FOLDER",
-        help="start from a packed checkpoint's weights: the next link of a chain of runs",
+        help="start from a packed checkpoint's weights, of this size or half as wide: the next\n"
+        "link of a chain of runs",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that cut rows")
     parser.add_argument("--compile", action="store_true", help="compile the layers (for a GPU)")
