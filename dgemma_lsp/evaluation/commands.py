@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..source_file import InputError
 from . import coverage, humaneval, metrics, report
 from .holes import BUCKETS, PROSE, EvalHole, read_files, sample_holes
-from .methods import METHODS, Answer, answer
+from .methods import METHODS, Answer, Question, answer
 from .sandbox import protections
 from .typing import type_holes
 
@@ -113,16 +113,8 @@ def eval_holes(
             for method in chosen if holes else ():
                 answers = []
                 for hole in holes:
-                    answers.append(
-                        answer(
-                            method,
-                            engine,
-                            hole.request(seed),
-                            hole.snapshot,
-                            hole.hole,
-                            hole.middle,
-                        )
-                    )
+                    question = Question(hole.request(seed), hole.snapshot, hole.hole, hole.middle)
+                    answers.append(answer(method, engine, question))
                     progress.advance(work)
                 row = metrics.summarise(holes, answers)
                 results["buckets"].setdefault(name, {})[method] = row
@@ -263,14 +255,13 @@ def eval_humaneval(
         for method in chosen:
             answers, solved = [], []
             for problem in problems:
-                own = answer(
-                    method,
-                    engine,
+                question = Question(
                     problem.request(seed),
                     problem.snapshot,
                     problem.hole,
                     problem.canonical_solution,
                 )
+                own = answer(method, engine, question)
                 answers.append(own)
                 solved.append(problem.is_solved_by(own.text))
                 progress.advance(work)

@@ -46,88 +46,90 @@ class Answer:
     result: InfillResult | None = None
 
 
-# The request as the server asks it, and the text that was there.
-Method = Callable[[InfillEngine, InfillRequest, str], InfillRequest]
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A hole of which the answer is known.
+
+    Attributes:
+        request: as the server asks it.
+        snapshot, hole: where it is.
+        middle: the text that was there.
+    """
+
+    request: InfillRequest
+    snapshot: DocumentSnapshot
+    hole: Hole
+    middle: str
 
 
-def _diffusion(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
-    return dataclasses.replace(request, decoder=Decoder.DIFFUSION)
+# From a question, for an engine, to what the engine is asked.
+Method = Callable[[InfillEngine, Question], InfillRequest]
 
 
-def _length_known(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
-    length = engine.count_tokens(request, middle)
-    return dataclasses.replace(
-        request,
-        decoder=Decoder.DIFFUSION,
-        num_tokens=length,
-        max_tokens=max(request.max_tokens, length),
-    )
+def _diffusion(engine: InfillEngine, question: Question) -> InfillRequest:
+    return dataclasses.replace(question.request, decoder=Decoder.DIFFUSION)
 
 
-def _left_to_right(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
-    return dataclasses.replace(request, decoder=Decoder.LEFT_TO_RIGHT)
+def _length_known(engine: InfillEngine, question: Question) -> InfillRequest:
+    return _told_the_length(engine, _diffusion(engine, question), question.middle)
 
 
-def _no_suffix(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
-    bare = dataclasses.replace(request, decoder=Decoder.LEFT_TO_RIGHT, suffix="")
-    if request.kind is HoleKind.LINE:
+def _left_to_right(engine: InfillEngine, question: Question) -> InfillRequest:
+    return dataclasses.replace(question.request, decoder=Decoder.LEFT_TO_RIGHT)
+
+
+def _no_suffix(engine: InfillEngine, question: Question) -> InfillRequest:
+    bare = dataclasses.replace(_left_to_right(engine, question), suffix="")
+    if bare.kind is HoleKind.LINE:
         return bare
+    return _told_the_length(engine, bare, question.middle)
+
+
+def _told_the_length(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
     length = engine.count_tokens(request, middle)
-    return dataclasses.replace(bare, num_tokens=length, max_tokens=max(request.max_tokens, length))
+    most = max(request.max_tokens, length)
+    return dataclasses.replace(request, num_tokens=length, max_tokens=most)
 
 
-def _auto(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
-    return request
+def _auto(engine: InfillEngine, question: Question) -> InfillRequest:
+    return question.request
 
 
-def _nothing_recalled(engine: InfillEngine, request: InfillRequest, middle: str) -> InfillRequest:
-    return dataclasses.replace(request, recall=False)
+def _file_alone(engine: InfillEngine, question: Question) -> InfillRequest:
+    nearby = rest_of_document(question.snapshot, question.hole, Settings())
+    return dataclasses.replace(question.request, nearby=nearby)
 
 
-FILE_ALONE = "auto, this file alone"
+def _nothing_recalled(engine: InfillEngine, question: Question) -> InfillRequest:
+    return dataclasses.replace(question.request, recall=False)
+
+
 _MODEL_METHODS: dict[str, Method] = {
     "diffusion": _diffusion,
     "diffusion, length known": _length_known,
     "left to right": _left_to_right,
     "left to right, no suffix": _no_suffix,
     "auto": _auto,
-    FILE_ALONE: _auto,
+    "auto, this file alone": _file_alone,
     "auto, nothing recalled": _nothing_recalled,
 }
 COPY = "copy"
 METHODS = (*_MODEL_METHODS, COPY)
 
 
-def answer(
-    method: str,
-    engine: InfillEngine,
-    request: InfillRequest,
-    snapshot: DocumentSnapshot,
-    hole: Hole,
-    middle: str,
-) -> Answer:
-    """Fill a hole.
-
-    Args:
-        method: of `METHODS`.
-        request: as the server asks it.
-        snapshot, hole: what the filters look at.
-        middle: the text that was there; read by the methods that are told its length.
-    """
+def answer(method: str, engine: InfillEngine, question: Question) -> Answer:
+    """Fill a hole by a method of `METHODS`."""
     started = time.monotonic()
     result: InfillResult | None = None
     if method == COPY:
-        text = copy_from_context(request)
+        text = copy_from_context(question.request)
     else:
-        if method == FILE_ALONE:
-            nearby = rest_of_document(snapshot, hole, Settings())
-            request = dataclasses.replace(request, nearby=nearby)
-        result = engine.fill(_MODEL_METHODS[method](engine, request, middle))
+        result = engine.fill(_MODEL_METHODS[method](engine, question))
         text = result.text
     elapsed = (time.monotonic() - started) * 1000
     if result is not None:
         elapsed = result.timings.total_ms
-    outcome = postprocess(snapshot, hole, text)
+    outcome = postprocess(question.snapshot, question.hole, text)
     return Answer(
         text,
         outcome if isinstance(outcome, str) else None,

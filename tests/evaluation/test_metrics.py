@@ -11,7 +11,7 @@ from dgemma_engine.copying import copy_from_context
 from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.evaluation.coverage import choose_threshold, examine, point, shown_text
 from dgemma_lsp.evaluation.holes import EvalHole
-from dgemma_lsp.evaluation.methods import METHODS, Answer, answer
+from dgemma_lsp.evaluation.methods import METHODS, Answer, Question, answer
 from dgemma_lsp.evaluation.metrics import Share, lexical_tokens, score_fill, summarise
 
 
@@ -90,7 +90,8 @@ def test_a_row_sums_up_its_fills() -> None:
 def test_every_method_asks_as_it_says(method: str) -> None:
     """What the engine is told differs by method, and only where it should."""
     engine = FakeEngine(lambda _: "a, b")
-    own = answer(method, engine, CALL.request(), CALL.snapshot, CALL.hole, CALL.middle)
+    question = Question(CALL.request(), CALL.snapshot, CALL.hole, CALL.middle)
+    own = answer(method, engine, question)
     if method == "copy":
         assert not engine.requests
         return

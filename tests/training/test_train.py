@@ -170,6 +170,18 @@ def test_compiled_layers_learn_the_same(source, tokenizer):
     assert losses_of(compiled, 6) == pytest.approx(expected, rel=0.02)
 
 
+def test_some_steps_are_documents_alone(source, tokenizer):
+    """A share of the steps has canvases; which ones, every process draws alike."""
+    options = dataclasses.replace(OPTIONS, steps=40, causal_share=0.0, canvas_share=0.5)
+    trainer = build_trainer(source, tokenizer, options)
+    with_canvases = [options.choices(step).has_canvases for step in range(40)]
+    assert 10 < sum(with_canvases) < 30
+    for has_canvases in with_canvases[:6]:
+        before = trainer.progress.canvas_tokens
+        losses_of(trainer, 1)
+        assert (trainer.progress.canvas_tokens > before) == has_canvases
+
+
 def test_a_chain_starts_from_packed_weights(source, tokenizer):
     """The next link has the last one's weights and mean, and a schedule of its own."""
     first = build_trainer(source, tokenizer)
@@ -227,3 +239,29 @@ def test_muon_treats_a_stack_as_its_matrices():
     Muon([stacked]).step()
     Muon(single).step()
     torch.testing.assert_close(stacked.detach(), torch.stack([p.detach() for p in single]))
+
+
+def _muon_in_a_process(rank, folder, start, gradient):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    parameters = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    for parameter, matrix in zip(parameters, gradient, strict=True):
+        parameter.grad = matrix.clone()
+    Muon(parameters).step()
+    torch.save([p.detach() for p in parameters], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_muon_is_shared_out_between_processes(tmp_path):
+    """Each makes a part of the updates; all end with what one process has."""
+    start, gradient = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    alone = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    for parameter, matrix in zip(alone, gradient, strict=True):
+        parameter.grad = matrix.clone()
+    Muon(alone).step()
+    torch.multiprocessing.spawn(_muon_in_a_process, (str(tmp_path), start, gradient), nprocs=2)
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for actual, expected in zip(shared, alone, strict=True):
+            torch.testing.assert_close(actual, expected.detach())
