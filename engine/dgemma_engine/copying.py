@@ -1,11 +1,12 @@
-"""A guess without a model: the text goes on as it did the last time it looked like this.
+"""Guesses without a model: the text goes on as it did where it looked like this.
 
-Code repeats itself more than a small model knows; the judge decides whether it does so here, for
-`infill.py`. Imports no torch: `dgemma_lsp/evaluation` measures the guess alone.
+Code repeats itself more than a small model knows; the judge decides whether it does so here, and
+from where, for `infill.py`. Imports no torch: `dgemma_lsp/evaluation` measures the guess alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .types import HoleKind, InfillRequest
@@ -44,7 +45,7 @@ def copy_from_context(request: InfillRequest) -> str:
 
 
 class Copying:
-    """Puts the guess in the place of a fill, where it fits better."""
+    """Puts a guess in the place of a fill, where it fits better."""
 
     def __init__(self, texts: Texts, judge: Judge, left_to_right: LeftToRight) -> None:
         self._texts = texts
@@ -52,18 +53,28 @@ class Copying:
         self._left_to_right = left_to_right
 
     def instead_of(self, fill: Fill, plan: InfillPlan, request: InfillRequest) -> Fill:
-        """The fill, or what the text did before if that fits better before the suffix."""
-        if plan.rules is None or plan.judge is None or request.kind is not HoleKind.LINE:
+        """The fill, or which of the guesses at a line fits best before the suffix."""
+        is_line = request.kind is HoleKind.LINE and request.num_tokens is None
+        if plan.rules is None or plan.judge is None or not is_line:
             return fill
-        copied = copy_from_context(request)
         text = self._texts.text_of(fill.draft.token_ids, plan, request)
-        if copied in ("", text) or request.num_tokens:
+        guesses = {text: fill.draft.token_ids}
+        for token_ids in self._guesses(plan, request):
+            guesses.setdefault(self._texts.text_of(token_ids, plan, request), token_ids)
+        guesses.pop("", None)
+        if not guesses.keys() - {text}:
             return fill
-        token_ids = self._texts.draft_ids(copied, plan.healed)
-        if len(token_ids) > request.max_tokens:
+        texts = [text, *(guess for guess in guesses if guess != text)]
+        scores = self._judge.scores(plan.judge, texts)
+        best = texts[max(range(len(texts)), key=scores.__getitem__)]
+        if best == text:
             return fill
-        scores = self._judge.scores(plan.judge, [text, copied])
-        if scores[0] >= scores[1]:
-            return fill
-        draft, chain = self._left_to_right.read(plan, plan.rules, token_ids)
+        draft, chain = self._left_to_right.read(plan, plan.rules, guesses[best])
         return fill._replace(draft=draft, chain=chain)
+
+    def _guesses(self, plan: InfillPlan, request: InfillRequest) -> Iterator[list[int]]:
+        copied = self._texts.draft_ids(copy_from_context(request), plan.healed)
+        if len(copied) <= request.max_tokens:
+            yield copied
+        if plan.joins is not None:
+            yield from plan.joins(request.max_tokens)

@@ -5,8 +5,9 @@ before the next one stand again, in the same document or a neighbour, the token 
 vote, the more of them agree the more; the model's own chances and the votes are mixed. Nothing of
 it is trained but the six numbers of `RecallWeights`.
 
-`left_to_right.py` asks it for every token. Knows ids and chances, and of text only which pieces
-were tokenized before.
+`left_to_right.py` asks it for every token. What stood between places that are like both ends of the
+hole is a guess at the whole text, among which `copying.py` lets the judge choose. Knows ids and
+chances, and of text only which pieces were tokenized before.
 Source: cache language models (Kuhn and De Mori, 1990), for code with neighbouring files Hellendoorn
 and Devanbu (2017); kNN-LM (Khandelwal et al., 2020) weighs the two sides alike.
 """
@@ -48,6 +49,12 @@ _GAP = np.array([_BETWEEN], dtype=np.int32)
 # Of the texts of `InfillRequest.nearby`, so many tokens at most, the first ones.
 _MOST_TOKENS = 400_000
 _ROOM = 256  # for what is written; grows
+
+# Tokens compared on each side of a join at most, how many ends are tried behind a place, how many
+# joins are kept.
+_JOIN_TOKENS = 8
+_MOST_ENDS = 6
+_MOST_JOINS = 3
 
 _TOP_LEVEL = re.compile(r"\n(?=\S)")
 
@@ -166,7 +173,8 @@ class Recall:
             # Of what stands behind the hole, every candidate would recall the same.
             before = self.recollection(plan, request, behind=False)
             judge = dataclasses.replace(judge, mix=before.mixed)
-        return dataclasses.replace(plan, mix=self.recollection(plan, request).mixed, judge=judge)
+        whole = self.recollection(plan, request)
+        return dataclasses.replace(plan, mix=whole.mixed, joins=whole.joins, judge=judge)
 
 
 class Recollection:
@@ -189,6 +197,9 @@ class Recollection:
         self._ids = np.concatenate([far, here, np.zeros(_ROOM, dtype=np.int32)])
         self._head = after[0] if after else _BETWEEN
         self._ends = rules.ends.cpu().numpy()
+        allowed = ~(rules.banned | rules.ends)
+        first = rules.first_allowed if rules.first_allowed is not None else allowed
+        self._allowed, self._first_allowed = allowed.cpu().numpy(), first.cpu().numpy()
 
     def votes(self, written: Sequence[int], going_on: Tensor, end: Tensor) -> Votes | None:
         """What followed where the text was like this before; None if it never was.
@@ -241,6 +252,45 @@ class Recollection:
         going_on[places] = torch.logaddexp(going_on[places], recalled)
         return going_on, end
 
+    def joins(self, most_tokens: int) -> list[list[int]]:
+        """What stood between places that are like the hole's two ends, the likest first.
+
+        Args:
+            most_tokens: of each.
+        Returns:
+            token ids of a few different texts that the rules allow; none of them is empty.
+        """
+        ids, size = self._ids[: self._size], self._size
+        num_before, num_after = (
+            size - self._before_start,
+            self._before_start - self._after_start - 1,
+        )
+        if not num_before or not num_after:
+            return []
+        starts = np.flatnonzero(ids[:-1] == ids[-1]) + 1
+        ends = np.flatnonzero(ids == self._head)
+        before = _num_shared(ids, starts - 1, size - 1, -1, min(_JOIN_TOKENS, num_before))
+        after = _num_shared(ids, ends, self._after_start, 1, min(_JOIN_TOKENS, num_after))
+        # Of each start the first ends behind it.
+        first = np.searchsorted(ends, starts)
+        num_ends = np.searchsorted(ends, starts + most_tokens, side="right") - first
+        num_ends = np.minimum(num_ends, _MOST_ENDS)
+        start = np.repeat(np.arange(len(starts)), num_ends)
+        nth = np.arange(len(start)) - np.repeat(np.cumsum(num_ends) - num_ends, num_ends)
+        end = first[start] + nth
+        # Texts from elsewhere lie in front, the nearest first.
+        distances = np.where(starts < self._after_start, size + starts, size - starts)
+        found: dict[bytes, list[int]] = {}
+        for pair in np.lexsort((distances[start], -(before[start] + after[end]))):
+            between = ids[starts[start[pair]] : ends[end[pair]]]
+            if not len(between) or between.min() == _BETWEEN:
+                continue
+            if self._first_allowed[between[0]] and self._allowed[between[1:]].all():
+                found.setdefault(between.tobytes(), between.tolist())
+                if len(found) == _MOST_JOINS:
+                    break
+        return list(found.values())
+
     def _alike(self, written: Sequence[int]) -> Votes | None:
         """What stands behind every place that ends nearly as much like the text as the best.
 
@@ -254,14 +304,8 @@ class Recollection:
         places = np.flatnonzero(ids[: self._size - 1] == ids[-1]) + 1
         if size == self._before_start or not len(places):
             return None
-        lengths = np.ones(len(places), dtype=np.int64)
-        alike = np.arange(len(places))
-        for back in range(2, min(_LONGEST_MATCH, size - self._before_start) + 1):
-            alike = alike[places[alike] >= back]
-            alike = alike[ids[places[alike] - back] == ids[size - back]]
-            if not len(alike):
-                break
-            lengths[alike] = back
+        most = min(_LONGEST_MATCH, size - self._before_start)
+        lengths = _num_shared(ids, places - 1, size - 1, -1, most)
         best = np.flatnonzero(lengths > lengths.max() - _FEWER)[-_MOST_PLACES:]
         places, lengths = places[best], lengths[best]
         distances = np.full(len(places), _ELSEWHERE)
@@ -270,6 +314,29 @@ class Recollection:
         is_before = places >= self._before_start
         distances[is_before] = size - places[is_before]
         return Votes(ids[places], lengths, distances)
+
+
+def _num_shared(
+    ids: Ids, places: npt.NDArray[np.int64], place: int, step: int, most: int
+) -> npt.NDArray[np.int64]:
+    """How many tokens from each of the places on are those from `place` on.
+
+    Args:
+        ids: (S,).
+        places: (N,), where to begin.
+        step: 1 to read on from there, -1 to read back.
+        most: at which to stop counting.
+    """
+    shared = np.zeros(len(places), dtype=np.int64)
+    alike = np.arange(len(places))
+    for offset in range(0, step * most, step):
+        there = places[alike] + offset
+        alike = alike[(there >= 0) & (there < len(ids))]
+        alike = alike[ids[places[alike] + offset] == ids[place + offset]]
+        if not len(alike):
+            break
+        shared[alike] += 1
+    return shared
 
 
 def _chance(logit: float) -> float:

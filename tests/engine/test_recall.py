@@ -150,6 +150,35 @@ def test_a_long_fill_has_room() -> None:
     assert votes.lengths.tolist() == [10]
 
 
+def test_what_stood_between_such_ends_is_a_guess() -> None:
+    """The more tokens a place shares on both sides, the sooner; of equal ones the nearest."""
+    own = recollection(
+        [5, 6, 7], after=[40, 41], elsewhere=[[9, 7, 22, 40, 8], [6, 7, 20, 21, 40, 41]]
+    )
+    assert own.joins(10) == [[20, 21], [22]]
+    own = recollection([7, 30, 40, 9, 7], after=[40], elsewhere=[[7, 31, 40], [7, 32, 40]])
+    assert own.joins(10) == [[30], [31], [32]]
+    own = recollection([6, 7], after=[40], elsewhere=[[6, 7, 20, 40, 21, 40]])
+    assert own.joins(10) == [[20], [20, 40, 21]]
+    assert own.joins(2) == [[20]]
+
+
+def test_no_guess_breaks_the_rules_or_spans_two_texts() -> None:
+    elsewhere = [[7, 20], [21, 40], [7, 40], [7, BANNED, 40], [7, 23, NEWLINE, 40]]
+    assert recollection([6, 7], after=[40], elsewhere=elsewhere).joins(10) == []
+    assert recollection([6, 7], after=[], elsewhere=[[7, 20, 40]]).joins(10) == []
+    assert recollection([], after=[40], elsewhere=[[7, 20, 40]]).joins(10) == []
+    text = torch.tensor([7, 20, 40, 7, 31, 40, -1], dtype=torch.int32).numpy()
+    healing = rules(first_allowed=mask(31))
+    assert Recollection(WEIGHTS, [text], [40], [7], healing).joins(10) == [[31]]
+
+
+def test_a_text_is_no_guess_at_its_own_hole() -> None:
+    """Where the hole is, both its ends are; nothing stands between them."""
+    assert recollection([5, 7], after=[40, 7, 8, 40]).joins(10) == [[8]]
+    assert recollection([5, 7], after=[40, 41]).joins(10) == []
+
+
 @pytest.mark.parametrize("part", [{"length": 1}, {"nonsense": 2}, {"length": "x"}, [1]])
 def test_a_broken_part_of_the_config_is_named(part: object) -> None:
     with pytest.raises(CheckpointError, match=r"recall: .*agreement"):
@@ -178,6 +207,35 @@ def test_the_shipped_model_writes_what_only_another_file_says(engine: DiffusionE
     assert near.text == "browka(name, strict=True)"
     assert near.confidence > 0.1
     assert near.text not in (alone.text, off.text)
+
+
+def test_the_judge_chooses_among_the_guesses(
+    engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it prefers is the fill, with its own confidence; what it likes no better is not."""
+    usual = "def first(name):\n    found = table.get(name)\n    print(name)\n"
+    other = "while True:\n    found = registry.obscure(name, 7) or None\n    return found.text\n"
+    request = InfillRequest(
+        "def first(name):\n    found = ",
+        "\n    return found.text\n",
+        HoleKind.LINE,
+        "python",
+        nearby=(usual, other, usual),
+    )
+    judged: list[str] = []
+
+    def scores(prompt: object, texts: list[str]) -> list[float]:
+        judged.extend(texts)
+        return [float(preferred in text) for text in texts]
+
+    monkeypatch.setattr(engine._judge, "scores", scores)
+    preferred = "registry.obscure(name, 7) or None"
+    result = engine.fill(request)
+    assert result.text == preferred
+    assert 0.0 < result.confidence < 1.0
+    written = judged[0]
+    preferred = "no such text"
+    assert engine.fill(request).text == written
 
 
 def test_a_text_that_changed_is_tokenized_like_any_other(engine: DiffusionEngine) -> None:

@@ -41,6 +41,8 @@ class InfillPlan:
         before_ids, after_ids: the text around the hole, all of it and not only what is read; empty
             without rules.
         mix: changes what the rules say of the next token, by what `recall.py` knows.
+        joins: what stood elsewhere between such texts as around the hole: token ids of a few
+            guesses, each of so many tokens at most; None where nothing is recalled.
         is_reply: the text has the shape of no hole and is not cut.
     """
 
@@ -59,6 +61,7 @@ class InfillPlan:
     before_ids: Sequence[int] = ()
     after_ids: Sequence[int] = ()
     mix: Mix | None = None
+    joins: Callable[[int], list[list[int]]] | None = None
     is_reply: bool = False
 
 
