@@ -76,5 +76,5 @@ class Copying:
         copied = self._texts.draft_ids(copy_from_context(request), plan.healed)
         if len(copied) <= request.max_tokens:
             yield copied
-        if plan.joins is not None:
-            yield from plan.joins(request.max_tokens)
+        if plan.guesses is not None:
+            yield from plan.guesses(request.max_tokens)

@@ -6,8 +6,8 @@ vote, the more of them agree the more; the model's own chances and the votes are
 it is trained but the six numbers of `RecallWeights`.
 
 `left_to_right.py` asks it for every token. What stood between places that are like both ends of the
-hole is a guess at the whole text, among which `copying.py` lets the judge choose. Knows ids and
-chances, and of text only which pieces were tokenized before.
+hole is a guess at the whole text, and so is what `analogies.py` finds; `copying.py` lets the judge
+choose. Knows ids and chances, and of text only which pieces were tokenized before.
 Source: cache language models (Kuhn and De Mori, 1990), for code with neighbouring files Hellendoorn
 and Devanbu (2017); kNN-LM (Khandelwal et al., 2020) weighs the two sides alike.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .analogies import Analogies
 from .chains import CausalRules
 from .errors import CheckpointError
 from .strategies import InfillPlan
@@ -55,6 +56,7 @@ _ROOM = 256  # for what is written; grows
 _JOIN_TOKENS = 8
 _MOST_ENDS = 6
 _MOST_JOINS = 3
+_MOST_ANALOGIES = 3
 
 _TOP_LEVEL = re.compile(r"\n(?=\S)")
 
@@ -135,6 +137,8 @@ class Recall:
             return np.concatenate([*map(ids_of_piece, pieces), _GAP])
 
         self._ids_of_text = ids_of_text
+        self._tokenizer = tokenizer
+        self._analogies = Analogies()
 
     def read(self, texts: Sequence[str], cancel: CancellationToken | None = None) -> None:
         """Tokenize texts ahead of the fill that recalls from them.
@@ -146,6 +150,7 @@ class Recall:
             if cancel is not None:
                 cancel.raise_if_cancelled()
             self._ids_of_text(text)
+            self._analogies.read(text)
 
     def recollection(
         self, plan: InfillPlan, request: InfillRequest, *, behind: bool = True
@@ -174,7 +179,16 @@ class Recall:
             before = self.recollection(plan, request, behind=False)
             judge = dataclasses.replace(judge, mix=before.mixed)
         whole = self.recollection(plan, request)
-        return dataclasses.replace(plan, mix=whole.mixed, joins=whole.joins, judge=judge)
+
+        def guesses(most_tokens: int) -> Iterator[list[int]]:
+            yield from whole.joins(most_tokens)
+            healed = plan.healed.decode("utf-8", errors="ignore")
+            for text in self._analogies.guesses(request, _MOST_ANALOGIES):
+                token_ids = self._tokenizer.encode(healed + text)
+                if len(token_ids) <= most_tokens:
+                    yield token_ids
+
+        return dataclasses.replace(plan, mix=whole.mixed, guesses=guesses, judge=judge)
 
 
 class Recollection:

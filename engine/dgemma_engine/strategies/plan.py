@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,8 +41,9 @@ class InfillPlan:
         before_ids, after_ids: the text around the hole, all of it and not only what is read; empty
             without rules.
         mix: changes what the rules say of the next token, by what `recall.py` knows.
-        joins: what stood elsewhere between such texts as around the hole: token ids of a few
-            guesses, each of so many tokens at most; None where nothing is recalled.
+        guesses: what stood elsewhere between such texts as around the hole, the same or renamed:
+            token ids of a few texts, each of so many tokens at most; None where nothing is
+            recalled.
         is_reply: the text has the shape of no hole and is not cut.
     """
 
@@ -61,7 +62,7 @@ class InfillPlan:
     before_ids: Sequence[int] = ()
     after_ids: Sequence[int] = ()
     mix: Mix | None = None
-    joins: Callable[[int], list[list[int]]] | None = None
+    guesses: Callable[[int], Iterator[list[int]]] | None = None
     is_reply: bool = False
 
 
