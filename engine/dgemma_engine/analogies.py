@@ -11,6 +11,7 @@ Imports no torch, and knows no language: a few words that are keywords somewhere
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -27,8 +28,9 @@ Integers = npt.NDArray[np.int64]
 _MOST_BEFORE, _MOST_BEHIND, _LEAST = 16, 10, 2
 # Of a guess.
 _MOST_WORDS = 20
-# Places whose shapes are most alike, of which the names are looked at.
-_MOST_PLACES = 200
+# Places whose shapes before them are most alike, and with what is behind them, of which the names
+# are looked at.
+_MOST_STARTS, _MOST_PLACES = 4000, 200
 # What a word that is the same adds to one that may be another name.
 _SAME = 0.5
 # Of the text around the hole, in characters.
@@ -39,15 +41,16 @@ _TOP_LEVEL = re.compile(r"\n(?=\S)")
 _KEYWORDS = frozenset(
     re.findall(
         r"\w+",
-        """and as assert async await break case catch class cls const continue def default del do elif
-        else end enum except export extends false False finally fn for from func function global if
-        impl import in interface is lambda let local match mod new nil None nonlocal not null or
-        pass private protected pub public raise return self static struct super switch then this
-        throw true True try type typeof use var void where while with yield""",
+        """and as assert async await break case catch class cls const continue def default del do
+        elif else end enum except export extends false False finally fn for from func function
+        global if impl import in interface is lambda let local match mod new nil None nonlocal not
+        null or pass private protected pub public raise return self static struct super switch then
+        this throw true True try type typeof use var void where while with yield""",
     )
 )
-_NAME = 0  # the shape of every name
 _BETWEEN = ""  # stands between two texts; no word
+# The shapes of every name and of that; no hash is -1.
+_NAME, _NO_WORD = 0, -1
 
 
 class _Words(NamedTuple):
@@ -71,7 +74,7 @@ class Analogies:
             words = tuple(word for piece in pieces for word in piece.words)
             return _Words(
                 (*words, _BETWEEN),
-                np.concatenate([*(piece.shapes for piece in pieces), [hash(_BETWEEN)]]),
+                np.concatenate([*(piece.shapes for piece in pieces), [_NO_WORD]]),
             )
 
         self._words_of_text = words_of_text
@@ -82,11 +85,15 @@ class Analogies:
 
     def guesses(self, request: InfillRequest, most: int) -> list[str]:
         """What may stand in the hole of a line, the likest place's first; different ones."""
-        before = _words(request.prefix[-_BEFORE_CHARS:]).words[1:]
+        before = _words(request.prefix[-_BEFORE_CHARS:]).words
+        if len(request.prefix) > _BEFORE_CHARS:
+            before = before[1:]  # it may be cut
         behind = _words(request.suffix[:_BEHIND_CHARS]).words
         read = [self._words_of_text(text) for text in (request.suffix, request.prefix)]
         read += [self._words_of_text(text) for text in request.nearby]
-        words = [word for text in read for word in text.words]
+        words: list[str] = []
+        for text in read:
+            words.extend(text.words)
         shapes = np.concatenate([text.shapes for text in read])
         scored: dict[str, float] = {}
         for start, unfinished in _readings(before):
@@ -116,6 +123,8 @@ def _alike(
     starts = _places(shapes, before_shapes[::-1], -1) + 1
     ends = _places(shapes, behind_shapes, 1)
     num_before = _num_shared(shapes, starts - 1, before_shapes[::-1], -1)
+    likest = np.argsort(-num_before, kind="stable")[:_MOST_STARTS]
+    starts, num_before = starts[likest], num_before[likest]
     num_behind = _num_shared(shapes, ends, behind_shapes, 1)
     first = np.searchsorted(ends, starts)
     num_ends = np.searchsorted(ends, starts + _MOST_WORDS, side="right") - first
@@ -169,7 +178,7 @@ class _Names:
 
 
 def _words(text: str) -> _Words:
-    words = tuple(_WORD.findall(text))
+    words = tuple(map(sys.intern, _WORD.findall(text)))  # most words are there many times
     return _Words(words, np.array([_shape(word) for word in words], dtype=np.int64))
 
 

@@ -51,9 +51,10 @@ _GAP = np.array([_BETWEEN], dtype=np.int32)
 _MOST_TOKENS = 400_000
 _ROOM = 256  # for what is written; grows
 
-# Tokens compared on each side of a join at most, how many ends are tried behind a place, how many
-# joins are kept.
+# Tokens compared on each side of a join at most, how many places with the longest starts are looked
+# at, how many ends are tried behind each, and how many joins and analogies are kept.
 _JOIN_TOKENS = 8
+_MOST_STARTS = 4000
 _MOST_ENDS = 6
 _MOST_JOINS = 3
 _MOST_ANALOGIES = 3
@@ -284,6 +285,8 @@ class Recollection:
         starts = np.flatnonzero(ids[:-1] == ids[-1]) + 1
         ends = np.flatnonzero(ids == self._head)
         before = _num_shared(ids, starts - 1, size - 1, -1, min(_JOIN_TOKENS, num_before))
+        likest = np.argsort(-before, kind="stable")[:_MOST_STARTS]
+        starts, before = starts[likest], before[likest]
         after = _num_shared(ids, ends, self._after_start, 1, min(_JOIN_TOKENS, num_after))
         # Of each start the first ends behind it.
         first = np.searchsorted(ends, starts)
