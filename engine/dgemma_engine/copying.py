@@ -58,18 +58,18 @@ class Copying:
         if plan.rules is None or plan.judge is None or not is_line:
             return fill
         text = self._texts.text_of(fill.draft.token_ids, plan, request)
-        guesses = {text: fill.draft.token_ids}
+        texts = {text: fill.draft.token_ids}
         for token_ids in self._guesses(plan, request):
-            guesses.setdefault(self._texts.text_of(token_ids, plan, request), token_ids)
-        guesses.pop("", None)
-        if not guesses.keys() - {text}:
+            guess = self._texts.text_of(token_ids, plan, request)
+            if guess:
+                texts.setdefault(guess, token_ids)
+        if len(texts) == 1:
             return fill
-        texts = [text, *(guess for guess in guesses if guess != text)]
-        scores = self._judge.scores(plan.judge, texts)
-        best = texts[max(range(len(texts)), key=scores.__getitem__)]
+        scores = self._judge.scores(plan.judge, list(texts))
+        best = max(zip(scores, texts, strict=True), key=lambda scored: scored[0])[1]
         if best == text:
             return fill
-        draft, chain = self._left_to_right.read(plan, plan.rules, guesses[best])
+        draft, chain = self._left_to_right.read(plan, plan.rules, texts[best])
         return fill._replace(draft=draft, chain=chain)
 
     def _guesses(self, plan: InfillPlan, request: InfillRequest) -> Iterator[list[int]]:
