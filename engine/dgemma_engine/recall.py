@@ -56,8 +56,8 @@ _ROOM = 256  # for what is written; grows
 _JOIN_TOKENS = 8
 _MOST_STARTS = 4000
 _MOST_ENDS = 6
-_MOST_JOINS = 3
-_MOST_ANALOGIES = 3
+_MOST_JOINS = 2
+_MOST_ANALOGIES = 2
 
 _TOP_LEVEL = re.compile(r"\n(?=\S)")
 

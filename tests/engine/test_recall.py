@@ -157,7 +157,7 @@ def test_what_stood_between_such_ends_is_a_guess() -> None:
     )
     assert own.joins(10) == [[20, 21], [22]]
     own = recollection([7, 30, 40, 9, 7], after=[40], elsewhere=[[7, 31, 40], [7, 32, 40]])
-    assert own.joins(10) == [[30], [31], [32]]
+    assert own.joins(10) == [[30], [31]]
     own = recollection([6, 7], after=[40], elsewhere=[[6, 7, 20, 40, 21, 40]])
     assert own.joins(10) == [[20], [20, 40, 21]]
     assert own.joins(2) == [[20]]
