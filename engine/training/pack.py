@@ -191,7 +191,8 @@ def _languages(statistics: Mapping[str, Any]) -> str:
 _PURPOSES = {
     "4m": """the smallest that exercises the whole path, made to be tests' fixture and a first
 default. Its fills are seldom right; the scores below say how seldom.""",
-    "16m": """the 4 M model grown to twice its width. The scores below say how often it is right.""",
+    "16m": """the 4 M model, grown to twice its width. The scores below say how often it is
+right.""",
     "other": """small enough for a laptop's CPU. The scores below say how often it is right.""",
 }
 
