@@ -229,6 +229,7 @@ def test_the_judge_chooses_among_the_guesses(
         return [float(preferred in text) for text in texts]
 
     monkeypatch.setattr(engine._judge, "scores", scores)
+    monkeypatch.setattr("dgemma_engine.copying._SURE", 1.0)
     preferred = "registry.obscure(name, 7) or None"
     result = engine.fill(request)
     assert result.text == preferred
@@ -236,6 +237,10 @@ def test_the_judge_chooses_among_the_guesses(
     written = judged[0]
     preferred = "no such text"
     assert engine.fill(request).text == written
+    monkeypatch.setattr("dgemma_engine.copying._SURE", 0.0)
+    judged.clear()
+    assert engine.fill(request).text == written
+    assert not judged, "what is sure enough does not wait for the judge"
 
 
 def test_a_text_that_changed_is_tokenized_like_any_other(engine: DiffusionEngine) -> None:
