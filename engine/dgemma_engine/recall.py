@@ -276,10 +276,8 @@ class Recollection:
             token ids of a few different texts that the rules allow; none of them is empty.
         """
         ids, size = self._ids[: self._size], self._size
-        num_before, num_after = (
-            size - self._before_start,
-            self._before_start - self._after_start - 1,
-        )
+        num_before = size - self._before_start
+        num_after = self._before_start - 1 - self._after_start
         if not num_before or not num_after:
             return []
         starts = np.flatnonzero(ids[:-1] == ids[-1]) + 1
