@@ -15,7 +15,7 @@ from .terminal import Terminal, eventually
 
 PLUGIN = ROOT / "editors/nvim"
 
-_CALL_SECONDS = 20.0
+_CALL_SECONDS = 40.0
 
 
 class Neovim:
@@ -124,7 +124,7 @@ class Neovim:
         )
         return text
 
-    def see_ghost(self, wanted: str | None = None, seconds: float = 20.0) -> str:
+    def see_ghost(self, wanted: str | None = None, seconds: float = 40.0) -> str:
         """Wait for a suggestion, of this text if one is given."""
         if wanted is None:
             return eventually(self.ghost, seconds)

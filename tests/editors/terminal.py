@@ -29,7 +29,7 @@ _BACKGROUND_QUERY, _BACKGROUND = b"\x1b]11;?", b"\x1b]11;rgb:1e1e/1e1e/1e1e\x07"
 _EXIT_SECONDS = 5.0
 
 
-def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
+def eventually(look: Callable[[], T], seconds: float = 40.0) -> T:
     """What `look` returns, once it is true; fails with the last it returned."""
     end = time.monotonic() + seconds
     while not (seen := look()):
