@@ -75,7 +75,7 @@ def test_ghost_text_appears_after_typing_and_tab_accepts_it(neovim: StartNeovim)
     """The main job, in both Neovims: type, see, press Tab."""
     editor = open_scripted(neovim, "return sum(values)")
     editor.see_ghost("return sum(values)")
-    assert "    return sum(values)" in editor.terminal.text()
+    eventually(lambda: "    return sum(values)" in editor.terminal.text())
     editor.type("\t")
     eventually(lambda: editor.buffer() == "def total(values):\n    return sum(values)\n")
     editor.type("  # done")
