@@ -1,7 +1,7 @@
 """How long fills take on this machine: diffusion beside left to right, the same weights, one run.
 
     python engine/benchmarks/cpu_latency.py [--model FOLDER | --size 33m] [--csv results.csv]
-    python engine/benchmarks/cpu_latency.py --compiled      # and left to right by compiled code
+    python engine/benchmarks/cpu_latency.py --compiled      # and both by compiled code
 
 Both are told the length, so that they do the same work; they take turns, so that what disturbs one
 disturbs the other. The prefix is encoded already, as while typing, but where it says cold. Asserts
@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 import dgemma_engine
 from dgemma_engine import Decoder, HoleKind, InfillEngine, InfillRequest
-from dgemma_engine.compiled import CompiledStep, compile_in_background, why_not
+from dgemma_engine.compiled import CompiledPass, CompiledStep, compile_in_background, why_not
 from dgemma_engine.config import ModelConfig
 from dgemma_engine.infill import (
     CHECKPOINTS_FOLDER,
@@ -43,6 +43,8 @@ from dgemma_engine.infill import (
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.stored_model import our_name_to_stored
 
+Compiled = tuple[CompiledStep | None, CompiledPass | None]
+_LEFT_TO_RIGHT = Decoder.LEFT_TO_RIGHT
 LENGTHS = (4, 8, 16, 24, 48, 64)
 _SOURCE = Path(dgemma_engine.__file__).parent / "config.py"
 _CUT = "        if self.max_denoising_steps < 1:\n"
@@ -64,18 +66,21 @@ def request(length: int, decoder: Decoder, seed: int, *, cold: str = "") -> Infi
 
 
 def measure(
-    engine: DiffusionEngine, repeats: int, step: CompiledStep | None
+    engine: DiffusionEngine, repeats: int, compiled: Compiled | None
 ) -> list[dict[str, object]]:
     """One row for each length and form of decoding; milliseconds."""
-    forms = {"diffusion": (Decoder.DIFFUSION, None), "left to right": (Decoder.LEFT_TO_RIGHT, None)}
-    if step is not None:
-        forms["left to right, compiled"] = (Decoder.LEFT_TO_RIGHT, step)
+    plain: Compiled = (None, None)
+    forms = {"diffusion": (Decoder.DIFFUSION, plain), "left to right": (_LEFT_TO_RIGHT, plain)}
+    if compiled is not None:
+        forms["diffusion, compiled"] = (Decoder.DIFFUSION, compiled)
+        forms["left to right, compiled"] = (_LEFT_TO_RIGHT, compiled)
     rows = []
     for length in LENGTHS:
         times: dict[str, list[float]] = {form: [] for form in forms}
         passes = {}
         for repeat in range(repeats + 1):
-            for form, (decoder, engine.model.compiled_step) in forms.items():
+            for form, (decoder, passes_taken) in forms.items():
+                engine.model.compiled_step, engine.model.compiled_pass = passes_taken
                 result = engine.fill(request(length, decoder, seed=repeat))
                 passes[form] = result.num_passes
                 if repeat:  # the first one warms the prefix and torch up
@@ -93,20 +98,21 @@ def measure(
     return rows
 
 
-def compiled_step(engine: DiffusionEngine, model: str) -> CompiledStep:
-    """As the server's engine gets it; it keeps its plain passes.
+def compiled_forms(engine: DiffusionEngine, model: str) -> Compiled:
+    """As the server's engine gets them; it keeps its plain passes.
 
     Raises:
-        SystemExit: it cannot be compiled here; the log says why.
+        SystemExit: they cannot be compiled here; the log says why.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     thread = compile_in_background(engine.model, checkpoint_folder(model), wait_seconds=0.0)
     if thread is not None:
         thread.join()
-    step, engine.model.compiled_step = engine.model.compiled_step, None
-    if step is None:
-        sys.exit(f"nothing is compiled: {why_not(engine.model) or 'see above'}")
-    return step
+    compiled = engine.model.compiled_step, engine.model.compiled_pass
+    engine.model.compiled_step = engine.model.compiled_pass = None
+    if None in compiled:
+        sys.exit(f"not all is compiled: {why_not(engine.model) or 'see above'}")
+    return compiled
 
 
 def cold_ms(engine: InfillEngine, repeats: int) -> float:
@@ -153,22 +159,19 @@ def random_checkpoint(size: str) -> Iterator[Path]:
 def report(model: str, repeats: int, path: Path | None, *, is_compiled: bool) -> None:
     engine = build_engine(model, device="cpu")
     info = engine.info
-    step = compiled_step(engine, model) if is_compiled else None
-    rows = measure(engine, repeats, step)
+    rows = measure(engine, repeats, compiled_forms(engine, model) if is_compiled else None)
     print(
         f"{info.model}: {info.parameters / 1e6:.1f} M parameters, {info.dtype}, "
         f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
     )
-    print("| tokens | decoder | ms, median (p95) | times left to right |\n|---|---|---|---|")
+    print("| tokens | decoder | passes | ms, median (p95) | times left to right |")
+    print("|---|---|---|---|---|")
     for row in rows:
-        plain = next(
-            other
-            for other in rows
-            if (other["tokens"], other["decoder"]) == (row["tokens"], "left to right")
-        )
-        ratio = float(str(row["median_ms"])) / float(str(plain["median_ms"]))
+        other = str(row["decoder"]).replace("diffusion", "left to right")
+        beside = next(r for r in rows if (r["tokens"], r["decoder"]) == (row["tokens"], other))
+        ratio = float(str(row["median_ms"])) / float(str(beside["median_ms"]))
         times = f"{row['median_ms']} ({row['p95_ms']})"
-        print(f"| {row['tokens']} | {row['decoder']} | {times} | {ratio:.2f} |")
+        print(f"| {row['tokens']} | {row['decoder']} | {row['passes']} | {times} | {ratio:.2f} |")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\ncold prefix, 8 tokens: {cold_ms(engine, repeats)} ms")
     print(f"from nothing to the first fill: {start_seconds(model)} s")

@@ -57,6 +57,10 @@ class KVCache:
         """S, the tokens encoded so far."""
         return self._length
 
+    @property
+    def num_layers(self) -> int:
+        return len(self._keys)
+
     def write(self, layer_index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put the new tokens' keys and values behind the encoded ones.
 

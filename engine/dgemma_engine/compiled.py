@@ -1,8 +1,9 @@
-"""The encoder's pass over one token, compiled for this CPU: left to right is made of these.
+"""A small model's passes, compiled for this CPU: one token, and all else.
 
-In PyTorch it is some thousand operations, each too short to be worth its call. A process of its own
-compiles it (`compiling.py`), once for a machine and a model; here it is loaded, held against the
-plain pass, and taken from then on. Until then, and wherever that fails, the plain pass runs.
+In PyTorch a pass is some thousand operations, most of them too short to be worth their call. A
+process of its own compiles it (`compiling.py`), once for a machine and a model; here it is loaded,
+held against the plain pass, and taken from then on. Until then, and wherever that fails, the plain
+pass runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -41,8 +44,15 @@ _SAMPLE_LENGTHS = (LEAST_TOKENS, 37, 600)
 _LARGEST_DIFFERENCE = 1e-3  # of logits, which are within +-30; 1e-5 was measured
 
 
-class CompiledStep:
-    """`DiffusionGemma.next_token_logits` of one token, from a shared library.
+class Form(str, Enum):
+    """What is compiled: the encoder over one token; the encoder, or canvases, over more."""
+
+    STEP = "step"
+    PASS = "pass"
+
+
+class _Compiled:
+    """A shared library; `compiling.py` says what it takes and gives.
 
     Args:
         library: as `compiling.py` wrote it on this machine.
@@ -51,7 +61,41 @@ class CompiledStep:
 
     def __init__(self, library: Path, num_layers: int) -> None:
         self._run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
-        self._num_layers = num_layers
+        self._layers = range(num_layers)
+
+    def largest_difference(self, model: DiffusionGemma) -> float:
+        """From the plain passes, of logits and of the keys and values written.
+
+        Args:
+            model: which does not take this one yet.
+        """
+        largest = 0.0
+        for plain, compiled in self._samples(model, torch.Generator().manual_seed(0)):
+            assert plain.shape == compiled.shape, (plain.shape, compiled.shape)
+            largest = max(largest, float((plain - compiled).abs().nan_to_num(torch.inf).max()))
+        return largest
+
+    def _samples(
+        self, model: DiffusionGemma, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the model says and what the library says, many times."""
+        raise NotImplementedError
+
+    def _call(self, inputs: list[Tensor], cache: KVCache, length: int) -> list[Tensor]:
+        """The logits, and new keys and values, of what is behind `length` tokens of a cache."""
+        held = [cache.prefix(index, length, 1) for index in self._layers]
+        inputs += [part.contiguous() for each in zip(*held, strict=True) for part in each]
+        outputs: list[Tensor] = self._run(inputs)
+        return outputs
+
+    def _extend(self, cache: KVCache, new: list[Tensor]) -> None:
+        for index in self._layers:
+            cache.write(index, new[index], new[index + len(self._layers)])
+        cache.advance(new[0].shape[2])
+
+
+class CompiledStep(_Compiled):
+    """`DiffusionGemma.next_token_logits` of one token."""
 
     def fits(self, token_ids: Tensor, cache: KVCache) -> bool:
         """Whether it is for so many tokens, and so long a prefix."""
@@ -59,15 +103,97 @@ class CompiledStep:
 
     def __call__(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         """See `DiffusionGemma.next_token_logits`; the arguments are checked, and fit."""
-        layers = range(self._num_layers)
-        held = [cache.prefix(index, cache.length, 1) for index in layers]
-        inputs = [token_ids, torch.tensor(cache.length)]
-        inputs += [part.contiguous() for each in zip(*held, strict=True) for part in each]
-        logits, *new = self._run(inputs)
-        for index in layers:
-            cache.write(index, new[index], new[index + self._num_layers])
-        cache.advance(1)
+        logits, *new = self._call([token_ids, torch.tensor(cache.length)], cache, cache.length)
+        self._extend(cache, new)
         return logits
+
+    def _samples(
+        self, model: DiffusionGemma, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for length in _sample_lengths(model):
+            ids = _random_ids(model, generator, 1, length + 1)
+            caches = [model.prefill(ids[:, :-1]) for _ in range(2)]
+            token_id = ids[:, -1:]
+            yield model.next_token_logits(token_id, caches[0]), self(token_id, caches[1])
+            yield from _last_written(caches, 1)
+
+
+class CompiledPass(_Compiled):
+    """The model's other passes over tokens or canvases that are embedded, (B, S, D)."""
+
+    def fits(self, hidden: Tensor, cache: KVCache, length: int | None = None) -> bool:
+        """Whether it is for so many tokens, behind so many (None: all) of a cache."""
+        num_held = cache.length if length is None else length
+        return cache.batch_size == 1 and num_held >= LEAST_TOKENS and hidden.shape[1] > 1
+
+    def encode(self, hidden: Tensor, cache: KVCache) -> Tensor:
+        """Of one row: extend the cache, and say (1, V) what may follow the last token."""
+        last = torch.tensor([[hidden.shape[1] - 1]])
+        logits, *new = self._pass(hidden, cache, cache.length, last, is_canvas=False)
+        self._extend(cache, new)
+        return logits[:, 0]
+
+    def continuations(self, hidden: Tensor, cache: KVCache, num_cached: int) -> Tensor:
+        """See `DiffusionGemma.continuation_logits`."""
+        return self._pass(hidden, cache, num_cached, None, is_canvas=False)[0]
+
+    def canvases(self, hidden: Tensor, cache: KVCache, slots: Tensor | None) -> Tensor:
+        """See `DiffusionGemma.denoise_logits`."""
+        return self._pass(hidden, cache, cache.length, slots, is_canvas=True)[0]
+
+    def _pass(
+        self,
+        hidden: Tensor,
+        cache: KVCache,
+        length: int,
+        slots: Tensor | None,
+        *,
+        is_canvas: bool,
+    ) -> list[Tensor]:
+        if slots is None:
+            slots = torch.arange(hidden.shape[1]).repeat(len(hidden), 1)
+        inputs = [hidden.contiguous(), torch.tensor(length), slots.contiguous()]
+        return self._call([*inputs, torch.tensor(is_canvas)], cache, length)
+
+    def _samples(
+        self, model: DiffusionGemma, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for length in _sample_lengths(model):
+            prefix = _random_ids(model, generator, 1, length)
+            caches = [model.prefill(prefix) for _ in range(2)]
+            cache = caches[0]
+            for shape in ((1, 2), (1, 9), (3, 5)):
+                rows = _random_ids(model, generator, *shape)
+                if length > LEAST_TOKENS:
+                    plain = model.continuation_logits(rows, cache, length - 1)
+                    yield plain, self.continuations(model.embed(rows), cache, length - 1)
+                for slots in (None, torch.arange(1, shape[1]).repeat(shape[0], 1)):
+                    plain = model.denoise_logits(rows, cache, None, slots)
+                    yield plain, self.canvases(model.embed_canvas(rows, None), cache, slots)
+            new = _random_ids(model, generator, 1, 7)
+            yield model.next_token_logits(new, cache), self.encode(model.embed(new), caches[1])
+            yield from _last_written(caches, 7)
+
+
+def _sample_lengths(model: DiffusionGemma) -> list[int]:
+    """Of prefixes: shorter and longer than the window, that have room for what comes behind."""
+    most = model.config.max_position_embeddings - 16
+    return [length for length in _SAMPLE_LENGTHS if length <= most]
+
+
+def _random_ids(model: DiffusionGemma, generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randint(model.config.vocab_size, shape, generator=generator)
+
+
+def _last_written(caches: Sequence[KVCache], num_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The last tokens' keys and values of two caches, layer by layer."""
+    for index in range(caches[0].num_layers):
+        pairs = [cache.prefix(index, cache.length, 1) for cache in caches]
+        for plain, compiled in zip(*pairs, strict=True):
+            yield plain[:, :, -num_tokens:], compiled[:, :, -num_tokens:]
+
+
+_KINDS: dict[Form, type[_Compiled]] = {Form.STEP: CompiledStep, Form.PASS: CompiledPass}
 
 
 def compile_in_background(
@@ -105,49 +231,26 @@ def why_not(model: DiffusionGemma) -> str | None:
 
 
 def _compile(model: DiffusionGemma, checkpoint: Path, wait_seconds: float) -> None:
-    try:
-        library = _library(checkpoint, wait_seconds)
-        step = CompiledStep(library, len(model.layers))
-        difference = largest_difference(model, step)
-        if not difference <= _LARGEST_DIFFERENCE:
-            library.unlink()
-            raise RuntimeError(f"the compiled logits are off by {difference:.1e}")
-    except Exception as error:  # whatever a compiler or a loader may come to
-        _log.info("left to right is not compiled: %s", error)
-        return
-    model.compiled_step = step
-    _log.info("left to right is compiled; its logits are off by %.0e at most", difference)
-
-
-def largest_difference(model: DiffusionGemma, step: CompiledStep) -> float:
-    """Between the plain pass and the compiled one, of logits and of the keys and values written.
-
-    Args:
-        model: which does not take the step yet.
-        step: of the model.
-    """
-    generator = torch.Generator().manual_seed(0)
-    largest = 0.0
-    for length in _SAMPLE_LENGTHS:
-        if length >= model.config.max_position_embeddings:
+    not_before = time.monotonic() + wait_seconds
+    for form, kind in _KINDS.items():
+        try:
+            library = _library(form, checkpoint, not_before)
+            compiled = kind(library, len(model.layers))
+            difference = compiled.largest_difference(model)
+            if not difference <= _LARGEST_DIFFERENCE:
+                library.unlink()
+                raise RuntimeError(f"the compiled logits are off by {difference:.1e}")
+        except Exception as error:  # whatever a compiler or a loader may come to
+            _log.info("the %s is not compiled: %s", form.value, error)
             continue
-        token_ids = torch.randint(model.config.vocab_size, (1, length + 1), generator=generator)
-        found: list[list[Tensor]] = []
-        for form in (None, step):
-            cache = model.prefill(token_ids[:, :-1])
-            token_id = token_ids[:, -1:]
-            logits = (form or model.next_token_logits)(token_id, cache)
-            last = [cache.prefix(index, length + 1, 1) for index in range(len(model.layers))]
-            found.append([logits, *(part[:, :, -1] for pair in last for part in pair)])
-        for plain, compiled in zip(*found, strict=True):
-            largest = max(largest, float((plain - compiled).abs().nan_to_num(torch.inf).max()))
-    return largest
+        setattr(model, f"compiled_{form.value}", compiled)
+        _log.info("the %s is compiled; its logits are off by %.0e at most", form.value, difference)
 
 
-def _library(checkpoint: Path, wait_seconds: float) -> Path:
-    """The compiled pass of a checkpoint; compiled now if it was not before."""
+def _library(form: Form, checkpoint: Path, not_before: float) -> Path:
+    """A compiled pass of a checkpoint; compiled now, or at that time, if it was not before."""
     folder = _private_folder()
-    library = folder / f"{_key(checkpoint)}.so"
+    library = folder / f"{_key(checkpoint)}-{form.value}.so"
     failed = library.with_suffix(".failed")
     if library.exists():
         os.utime(library)
@@ -156,8 +259,8 @@ def _library(checkpoint: Path, wait_seconds: float) -> Path:
         raise RuntimeError(f"it failed before, see {failed}")
     if not any(map(shutil.which, (os.environ.get("CXX") or "g++", "g++", "clang++"))):
         raise RuntimeError("there is no C++ compiler")
-    time.sleep(wait_seconds)
-    errors = _compile_beside(checkpoint, library)
+    time.sleep(max(0.0, not_before - time.monotonic()))
+    errors = _compile_beside(form, checkpoint, library)
     if not library.exists():
         failed.write_text(errors, encoding="utf-8")
         raise RuntimeError(f"the compiler failed, see {failed}")
@@ -167,10 +270,10 @@ def _library(checkpoint: Path, wait_seconds: float) -> Path:
     return library
 
 
-def _compile_beside(checkpoint: Path, library: Path) -> str:
+def _compile_beside(form: Form, checkpoint: Path, library: Path) -> str:
     """Write a library, in a process that ends with this one; what it says of its errors."""
     with subprocess.Popen(
-        [sys.executable, "-m", "dgemma_engine.compiling", str(checkpoint), str(library)],
+        [sys.executable, "-m", "dgemma_engine.compiling", form.value, checkpoint, library],
         stdin=subprocess.PIPE,  # its end tells the process that this one is gone
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

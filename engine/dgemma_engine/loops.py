@@ -60,11 +60,12 @@ class Denoiser:
     def describe(self) -> str:
         """Which loop the last denoising took, and why if it was the plain one.
 
-        Also whether tokens are written left to right by compiled code.
+        Also which passes are compiled code.
         """
         if self._why_plain or self._loop is None:
-            compiled = "" if self._model.compiled_step is None else "; left to right compiled"
-            return f"plain: {self._why_plain}{compiled}"
+            forms = {"step": self._model.compiled_step, "pass": self._model.compiled_pass}
+            names = " and ".join(name for name, compiled in forms.items() if compiled is not None)
+            return f"plain: {self._why_plain}{names and f'; {names} compiled'}"
         return f"on the device, {self._loop.num_graphs} CUDA graphs"
 
     def __call__(

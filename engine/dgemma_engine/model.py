@@ -24,7 +24,7 @@ from .masks import encoder_mask
 from .memory import prefill_tokens
 
 if TYPE_CHECKING:
-    from .compiled import CompiledStep
+    from .compiled import CompiledPass, CompiledStep
 
 
 class NewTokens(NamedTuple):
@@ -136,8 +136,9 @@ class DiffusionGemma(nn.Module):
         self.sampler_defaults = SamplerConfig()
         # Tokens that are encoded at once; None for as many as memory allows, by their number.
         self.prefill_tokens: int | None = None
-        # What runs in the place of the encoder's pass over one token.
+        # What runs in the place of the encoder's pass over one token, and of passes over more.
         self.compiled_step: CompiledStep | None = None
+        self.compiled_pass: CompiledPass | None = None
         # Without first values: drawing them on the meta device loads torch's compiler, 1.3 s.
         empty = torch.empty(config.vocab_size, config.hidden_size)
         embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
@@ -186,7 +187,7 @@ class DiffusionGemma(nn.Module):
         """
         if cache is None:
             cache = self.new_cache(token_ids.shape[0])
-        self._encode(token_ids, cache, wants_output=False)
+        self._encode(token_ids, cache, wants_logits=False)
         return cache
 
     @torch.no_grad()
@@ -204,27 +205,28 @@ class DiffusionGemma(nn.Module):
         if self.compiled_step is not None and self.compiled_step.fits(token_ids, cache):
             self.check_new(token_ids, cache)
             return self.compiled_step(token_ids, cache)
-        hidden = self._encode(token_ids, cache, wants_output=True)
-        return self.logits(hidden[:, -1])
+        logits = self._encode(token_ids, cache, wants_logits=True)
+        assert logits is not None
+        return logits
 
-    def _encode(self, token_ids: Tensor, cache: KVCache, *, wants_output: bool) -> Tensor:
-        """Run the encoder, piece by piece, and extend the cache.
-
-        Returns:
-            (B, S', D) of the last piece, meaningless unless it is wanted.
-        """
+    def _encode(self, token_ids: Tensor, cache: KVCache, *, wants_logits: bool) -> Tensor | None:
+        """Run the encoder, piece by piece, and extend the cache: (B, V) of the last token."""
         self._check_token_ids(token_ids)
         length = cache.length + token_ids.shape[1]
         self._check_length(length)
         size = self.prefill_tokens or prefill_tokens(length)
         pieces = torch.split(token_ids, size, dim=1)
         for piece in pieces[:-1]:
-            self._encode_piece(piece, cache, wants_output=False)
-        return self._encode_piece(pieces[-1], cache, wants_output=wants_output)
+            self._encode_piece(piece, cache, wants_logits=False)
+        return self._encode_piece(pieces[-1], cache, wants_logits=wants_logits)
 
-    def _encode_piece(self, token_ids: Tensor, cache: KVCache, *, wants_output: bool) -> Tensor:
+    def _encode_piece(
+        self, token_ids: Tensor, cache: KVCache, *, wants_logits: bool
+    ) -> Tensor | None:
         start, num_new = cache.length, token_ids.shape[1]
-        hidden = self._embed(token_ids)
+        hidden = self.embed(token_ids)
+        if self.compiled_pass is not None and self.compiled_pass.fits(hidden, cache):
+            return self.compiled_pass.encode(hidden, cache)
         positions = torch.arange(start, start + num_new, device=token_ids.device)[None]
         rotaries = self._rotaries(positions, hidden.dtype)
         masks = self._encoder_masks(start, num_new)
@@ -233,7 +235,7 @@ class DiffusionGemma(nn.Module):
             assert isinstance(layer, Layer)
             normed = layer.input_layernorm(hidden)
             rotary = rotaries[layer.config]
-            if index == last_index and not wants_output:  # only its keys and values are read
+            if index == last_index and not wants_logits:  # only its keys and values are read
                 cache.write(index, *layer.self_attn.project_key_value(normed, rotary))
                 break
             query, key, value = layer.self_attn.project(normed, rotary)
@@ -242,7 +244,7 @@ class DiffusionGemma(nn.Module):
             attended = layer.self_attn.attend(query, keys, values, mask)
             hidden = layer.finish(hidden, attended, layer.encoder_layer_scalar)
         cache.advance(num_new)
-        return hidden
+        return self.logits(hidden[:, -1]) if wants_logits else None
 
     @torch.no_grad()
     def continuation_logits(self, token_ids: Tensor, cache: KVCache, num_cached: int) -> Tensor:
@@ -260,30 +262,37 @@ class DiffusionGemma(nn.Module):
         self._check_token_ids(token_ids)
         num_rows, num_new = token_ids.shape
         self._check_length(num_cached + num_new)
+        hidden = self.embed(token_ids)
+        if self.compiled_pass is not None and self.compiled_pass.fits(hidden, cache, num_cached):
+            return self.compiled_pass.continuations(hidden, cache, num_cached)
         positions = torch.arange(num_cached, num_cached + num_new, device=token_ids.device)[None]
         held = [cache.prefix(index, num_cached, num_rows) for index in range(len(self.layers))]
         masks = self._encoder_masks(num_cached, num_new)
-        hidden, _ = self.continued(token_ids, positions, held, masks)
+        hidden, _ = self.continued(hidden, positions, held, masks)
         return self.logits(hidden)
 
     def continued(
         self,
-        token_ids: Tensor,
+        hidden: Tensor,
         position_ids: Tensor,
         held: Sequence[tuple[Tensor, Tensor]],
         masks: Mapping[bool, Tensor | None],
+        is_canvas: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The encoder over tokens behind a prefix, of which nothing is written.
+        """All layers over tokens behind a prefix, of which nothing is written.
 
         Args:
-            token_ids: (N, S) int64.
+            hidden: (N, S, D), embedded.
             position_ids: (1, S) int64.
             held: of each layer the prefix' keys and values, (N, G, S', K).
             masks: by `LayerConfig.is_sliding`, over those and the new ones; None masks nothing.
+            is_canvas: () bool, whether the tokens are canvases; None for the encoder's.
+            slots: (N, M) int64, the positions that are asked about; None for all.
         Returns:
-            (N, S, D) for `logits`, and of each layer the new keys and values (N, G, S, K).
+            (N, S, D), or (N, M, D) with `slots`, for `logits`, and of each layer the new keys and
+            values (N, G, S, K).
         """
-        hidden = self._embed(token_ids)
         rotaries = self._rotaries(position_ids, hidden.dtype)
         new = []
         for layer, (prefix_keys, prefix_values) in zip(self.layers, held, strict=True):
@@ -291,13 +300,21 @@ class DiffusionGemma(nn.Module):
             normed = layer.input_layernorm(hidden)
             query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
             new.append((key, value))
+            mask = masks[layer.config.is_sliding]
+            if slots is not None and layer is self.layers[-1]:
+                hidden = _at(hidden, slots)  # (N, M, D)
+                query = _at(query.transpose(1, 2), slots).transpose(1, 2)  # (N, H, M, K)
+                mask = None if mask is None else mask[slots][:, None]  # (N, 1, M, S' + S)
             attended = layer.self_attn.attend(
                 query,
                 torch.cat((prefix_keys, key), dim=2),
                 torch.cat((prefix_values, value), dim=2),
-                masks[layer.config.is_sliding],
+                mask,
             )
-            hidden = layer.finish(hidden, attended, layer.encoder_layer_scalar)
+            scalar = layer.encoder_layer_scalar
+            if is_canvas is not None:
+                scalar = torch.where(is_canvas, layer.layer_scalar, scalar)
+            hidden = layer.finish(hidden, attended, scalar)
         return hidden, new
 
     def _encoder_masks(self, num_cached: int, num_new: int) -> dict[bool, Tensor | None]:
@@ -345,6 +362,8 @@ class DiffusionGemma(nn.Module):
         self._check_token_ids(canvas)
         batch_size, canvas_length = canvas.shape
         hidden = self._embed_canvas(canvas, self_conditioning_logits, slots)
+        if self.compiled_pass is not None and self.compiled_pass.fits(hidden, cache):
+            return self.compiled_pass.canvases(hidden, cache, slots)
         rotaries = self.rotaries(cache.length, canvas_length)
         hidden = self.canvas_hidden(
             hidden, rotaries, lambda index: Prefix(*cache.canvas_keys(index, batch_size)), slots
@@ -481,7 +500,7 @@ class DiffusionGemma(nn.Module):
             as `canvas_hidden`.
         """
         num_new, (num_rows, length) = new.token_ids.shape[1], hidden.shape[:2]
-        tokens = torch.cat((self._embed(new.token_ids), hidden.flatten(0, 1)[None]), dim=1)
+        tokens = torch.cat((self.embed(new.token_ids), hidden.flatten(0, 1)[None]), dim=1)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             attention = layer.self_attn
@@ -541,7 +560,7 @@ class DiffusionGemma(nn.Module):
         Returns:
             (B, T, D), for `logits`.
         """
-        hidden = self._embed(token_ids).clone()
+        hidden = self.embed(token_ids).clone()
         canvas = self._embed_canvas(token_ids[:, is_canvas], self_conditioning_logits)
         hidden[:, is_canvas] = canvas.to(hidden.dtype)
         rotaries = self._rotaries(position_ids, hidden.dtype)
@@ -554,7 +573,10 @@ class DiffusionGemma(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, tied embedding, softcap: (..., D) to (..., V) float32."""
-        logits = F.linear(self.norm(hidden), self.embed_tokens.weight).float()
+        return self.softcapped(F.linear(self.norm(hidden), self.embed_tokens.weight).float())
+
+    def softcapped(self, logits: Tensor) -> Tensor:
+        """Any shape; within +-`final_logit_softcapping`."""
         cap = self.config.final_logit_softcapping
         return torch.tanh(logits / cap) * cap
 
@@ -581,8 +603,9 @@ class DiffusionGemma(nn.Module):
 
         return generate(self, token_ids, max_new_tokens, sampler or self.sampler_defaults, seed)
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.embed_tokens.weight) * self._embedding_scale()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """(..., S) int64 to (..., S, D), scaled."""
+        return F.embedding(token_ids, self.embed_tokens.weight) * self.embedding_scale()
 
     def _embed_canvas(
         self,
@@ -615,14 +638,14 @@ class DiffusionGemma(nn.Module):
         Returns:
             (B, C, D).
         """
-        embeddings = self._embed(canvas)
+        embeddings = self.embed(canvas)
         if soft_embeddings is not None and slots is not None:
             # Where there is certainty, the mean embedding is the token's own.
             index = slots[..., None].expand_as(soft_embeddings)
             soft_embeddings = embeddings.scatter(1, index, soft_embeddings)
         return self.self_conditioning.combine(embeddings, soft_embeddings)
 
-    def _embedding_scale(self) -> Tensor:
+    def embedding_scale(self) -> Tensor:
         """sqrt(D), rounded to the weights' dtype as the published model rounds it."""
         # Filled on the device: while a CUDA graph is captured nothing may be copied to it.
         return torch.full((), self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)

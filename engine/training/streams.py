@@ -175,7 +175,7 @@ class Streams:
     def encode(self, batch: Batch, masks: Masks) -> Encoded:
         """The documents of a batch, with gradients if they are enabled."""
         model, length = self.model, batch.num_document_tokens
-        hidden = model._embed(batch.token_ids[:, :length])
+        hidden = model.embed(batch.token_ids[:, :length])
         rotaries = model._rotaries(batch.position_ids[:, :length], hidden.dtype)
         keys_values, router_scores = [], []
         for layer in model.layers:
@@ -208,7 +208,7 @@ class Streams:
             (B, N, D), and by layer the router's logits (B * N, E).
         """
         model = self.model
-        hidden = model.self_conditioning.combine(model._embed(canvas_ids), soft_embeddings)
+        hidden = model.self_conditioning.combine(model.embed(canvas_ids), soft_embeddings)
         positions = batch.position_ids[:, batch.num_document_tokens :]
         rotaries = model._rotaries(positions, hidden.dtype)
         router_scores = []
@@ -239,10 +239,10 @@ class Streams:
         ):
             hidden, _ = self.decode(batch, masks, canvas_ids, encoded.detach())
             clean_ids = batch.token_ids[:, batch.num_document_tokens :]
-            soft = self.model._embed(clean_ids).clone()
+            soft = self.model.embed(clean_ids).clone()
             table = self.model.embed_tokens.weight
             cap = self.model.config.final_logit_softcapping
             hidden = self.model.norm(hidden[batch.hole_mask])
-            expected = expected_embeddings(hidden, table, cap) * self.model._embedding_scale()
+            expected = expected_embeddings(hidden, table, cap) * self.model.embedding_scale()
             soft[batch.hole_mask] = expected.to(soft.dtype)
         return soft

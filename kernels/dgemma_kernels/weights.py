@@ -148,6 +148,20 @@ class QuantizedWeight:
             weight = weight * self._global_scale_of_rows()[..., None]
         return weight.to(dtype)
 
+    def times(self, vectors: Tensor) -> Tensor:
+        """INT8 matrices times a vector each, the codes turned to numbers as they are summed.
+
+        A compiler makes one loop of it that reads a byte for each weight and writes none.
+
+        Args:
+            vectors: (..., K) of any float dtype, with the leading dimensions of the matrices.
+        Returns:
+            (..., N), dtype of `vectors`; sums are in float32, and scaled once.
+        """
+        assert self.format is WeightFormat.INT8, self.format
+        sums = (self.data.float() * vectors.float()[..., None, :]).sum(dim=-1)
+        return (sums * self.scale).to(vectors.dtype)
+
     def prepared_for_kernel(self) -> QuantizedWeight:
         """The same weights in the order in which kernels read them: once, at load.
 

@@ -56,7 +56,7 @@ async def test_a_long_storm_of_a_scripted_engine(attach: Attach) -> None:
     after = resident_mib(engine.pid)
     print(storm.report(), f"{before:.1f} MiB before, {after:.1f} MiB after")
     check(storm)
-    assert storm.outcomes["filled"] > 0.5 * storm.num_sent  # all of them on an idle machine
+    assert storm.outcomes["filled"] > 0.2 * storm.num_sent  # all of them on an idle machine
     assert storm.percentile(storm.filled_seconds, 95) < 1.0
     assert after < before + 5
 

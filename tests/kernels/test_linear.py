@@ -103,3 +103,14 @@ def test_the_gated_network_is_its_twin(
     assert_close("gated_mlp", expected, gated_mlp_triton(hidden, *weights, splits))
     assert_close("gated_mlp", expected, gated_mlp(hidden, *weights))
     assert backend.report()["gated_mlp"] == "triton"
+
+
+def test_one_token_reads_bytes() -> None:
+    """INT8 times one vector is what it is turned back, whatever the shape around it."""
+    generator = torch.Generator().manual_seed(5)
+    weight = quantize(random_weight((40, 64), torch.float32, generator, "cpu"), WeightFormat.INT8)
+    hidden = torch.randn(1, 1, 64, generator=generator)
+    expected = linear_reference(hidden, weight.dequantize(torch.float32))
+    assert expected.shape == (1, 1, 40)
+    assert_close("linear", expected, linear_reference(hidden, weight))
+    assert_close("linear", expected[0, 0], linear_reference(hidden[0, 0], weight))

@@ -230,3 +230,20 @@ def test_without_a_choice_the_mixture_is_the_same(tokens: int) -> None:
         plain = moe_experts(*arguments)
     assert_close("moe_experts", expected, plain)
     assert (tokens != 300) or torch.equal(expected, plain), "so many tokens take the twin"
+
+
+def test_one_token_reads_bytes() -> None:
+    """INT8 experts of one token are summed as they are; of more, turned back as elsewhere."""
+    hidden, index, weight, *stacks = expert_arguments(
+        2, size=72, inner_size=40, experts=4, top_k=2, device=torch.device("cpu")
+    )
+    held = [quantize(stack, WeightFormat.INT8) for stack in stacks]
+    for tokens in (1, 2):
+        arguments = (hidden[:tokens], index[:tokens], weight[:tokens])
+        plain = [one.dequantize(torch.float32) for one in held]
+        expected = moe_experts_reference(*arguments, *plain)
+        with use_backend(Backend.REFERENCE):
+            assert_close("moe_experts", expected, moe_experts(*arguments, *held))
+    assert_close(
+        "dense", *(moe_experts_dense(hidden[:1], index[:1], weight[:1], *w) for w in (plain, held))
+    )

@@ -70,7 +70,7 @@ def test_the_copies_learn_different_things():
     """What comes in and goes out is twice the same at first; the gradients are not."""
     wide = widened(model_of(NARROW), config_of(**WIDE))
     prefix = torch.randint(0, _VOCAB_SIZE, (1, 20))
-    hidden = wide._embed(prefix)
+    hidden = wide.embed(prefix)
     first, second = hidden.chunk(2, dim=-1)
     assert torch.equal(first, second)
     rotaries = wide._rotaries(torch.arange(20)[None], hidden.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import attempt, wants_kernel
-from ..weights import QuantizedWeight
+from ..weights import QuantizedWeight, WeightFormat
 from .dense import moe_experts_dense
 from .reference import moe_experts_reference, route_reference
 
@@ -52,11 +52,7 @@ def moe_experts(
     in float32. It gives the same bits for the same arguments.
     """
     if not wants_kernel("moe_experts", hidden.device):
-        if (
-            isinstance(gate_up_proj, Tensor)
-            and isinstance(down_proj, Tensor)
-            and _is_faster_dense(hidden, expert_index, gate_up_proj.shape[0])
-        ):
+        if _is_faster_dense(hidden, expert_index, gate_up_proj, down_proj):
             return moe_experts_dense(hidden, expert_index, expert_weight, gate_up_proj, down_proj)
         return moe_experts_reference(hidden, expert_index, expert_weight, gate_up_proj, down_proj)
     from .kernel import moe_experts_triton, why_not_experts
@@ -69,8 +65,20 @@ def moe_experts(
     )
 
 
-def _is_faster_dense(hidden: Tensor, expert_index: Tensor, num_experts: int) -> bool:
+def _is_faster_dense(
+    hidden: Tensor,
+    expert_index: Tensor,
+    gate_up_proj: Tensor | QuantizedWeight,
+    down_proj: Tensor | QuantizedWeight,
+) -> bool:
     """Whether searching and gathering tokens costs more than the experts that were not chosen."""
     num_tokens, num_chosen = expert_index.shape
+    most_tokens = min(_most_dense_tokens(gate_up_proj), _most_dense_tokens(down_proj))
     is_plain = hidden.device.type == "cpu" and hidden.dtype is torch.float32
-    return is_plain and num_tokens <= _MOST_DENSE_TOKENS and num_experts <= 2 * num_chosen
+    return is_plain and num_tokens <= most_tokens and gate_up_proj.shape[0] <= 2 * num_chosen
+
+
+def _most_dense_tokens(weight: Tensor | QuantizedWeight) -> int:
+    if isinstance(weight, Tensor):
+        return _MOST_DENSE_TOKENS
+    return 1 if weight.format is WeightFormat.INT8 else 0

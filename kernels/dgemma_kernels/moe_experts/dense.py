@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..weights import QuantizedWeight
+
 
 def moe_experts_dense(
     hidden: Tensor,
     expert_index: Tensor,
     expert_weight: Tensor,
-    gate_up_proj: Tensor,
-    down_proj: Tensor,
+    gate_up_proj: Tensor | QuantizedWeight,
+    down_proj: Tensor | QuantizedWeight,
 ) -> Tensor:
     """As `moe_experts_reference`, with every token sent through every expert.
 
@@ -20,18 +22,23 @@ def moe_experts_dense(
     the same operations run whatever is chosen. Rounds in another order than the published model.
 
     Args:
-        hidden: (T, D). Not modified.
+        hidden: (T, D); of one token, if the weights are quantised. Not modified.
         expert_index: (T, A) int64.
         expert_weight: (T, A).
-        gate_up_proj: (E, 2F, D), dtype of `hidden`.
+        gate_up_proj: (E, 2F, D), dtype of `hidden`, or in INT8.
         down_proj: (E, D, F), likewise.
     Returns:
         (T, D), dtype of `hidden`.
     """
     num_experts, double, size = gate_up_proj.shape
-    weight = hidden.new_zeros(len(hidden), num_experts)
+    weight = hidden.new_zeros(hidden.shape[0], num_experts)
     weight = weight.scatter(1, expert_index, expert_weight.to(hidden.dtype))  # (T, E)
-    gate_up = F.linear(hidden, gate_up_proj.view(-1, size)).view(-1, num_experts, double)
+    if isinstance(gate_up_proj, Tensor):
+        gate_up = F.linear(hidden, gate_up_proj.view(-1, size)).view(-1, num_experts, double)
+    else:
+        gate_up = gate_up_proj.times(hidden)[None]
     gate, up = gate_up.chunk(2, dim=-1)
     activated = F.gelu(gate, approximate="tanh") * up * weight[..., None]  # (T, E, F)
-    return torch.bmm(activated.transpose(0, 1), down_proj.transpose(1, 2)).sum(dim=0)
+    if isinstance(down_proj, Tensor):
+        return torch.bmm(activated.transpose(0, 1), down_proj.transpose(1, 2)).sum(dim=0)
+    return down_proj.times(activated[0]).sum(dim=0, keepdim=True)
