@@ -14,12 +14,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from .places import num_shared, pairs, pieces
 from .types import InfillRequest
 
 Integers = npt.NDArray[np.int64]
@@ -37,7 +37,6 @@ _SAME = 0.5
 _BEFORE_CHARS, _BEHIND_CHARS = 1500, 400
 
 _WORD = re.compile(r"\n[ \t]*|[^\W\d]\w*|\d[\w.]*|\"[^\"\n]*\"|'[^'\n]*'|[ \t]+|.", re.DOTALL)
-_TOP_LEVEL = re.compile(r"\n(?=\S)")
 _KEYWORDS = frozenset(
     re.findall(
         r"\w+",
@@ -69,12 +68,10 @@ class Analogies:
         @lru_cache(maxsize=256)
         def words_of_text(text: str) -> _Words:
             """By pieces, so that a text that changed costs what changed of it."""
-            starts = [0, *(match.start() for match in _TOP_LEVEL.finditer(text)), len(text)]
-            pieces = [self._words_of_piece(text[start:end]) for start, end in pairwise(starts)]
-            words = tuple(word for piece in pieces for word in piece.words)
+            parts = [self._words_of_piece(piece) for piece in pieces(text)]
+            words = tuple(word for part in parts for word in part.words)
             return _Words(
-                (*words, _BETWEEN),
-                np.concatenate([*(piece.shapes for piece in pieces), [_NO_WORD]]),
+                (*words, _BETWEEN), np.concatenate([*(part.shapes for part in parts), [_NO_WORD]])
             )
 
         self._words_of_text = words_of_text
@@ -118,18 +115,15 @@ def _alike(
     """Guesses of all places that are like the hole, and how like."""
     if len(before) < _LEAST or len(behind) < _LEAST:
         return
-    before_shapes = [_shape(word) for word in before]
-    behind_shapes = [_shape(word) for word in behind]
-    starts = _places(shapes, before_shapes[::-1], -1) + 1
+    before_shapes = np.array([_shape(word) for word in before[::-1]])
+    behind_shapes = np.array([_shape(word) for word in behind])
+    starts = _places(shapes, before_shapes, -1) + 1
     ends = _places(shapes, behind_shapes, 1)
-    num_before = _num_shared(shapes, starts - 1, before_shapes[::-1], -1)
+    num_before = num_shared(shapes, starts - 1, before_shapes, -1)
     likest = np.argsort(-num_before, kind="stable")[:_MOST_STARTS]
     starts, num_before = starts[likest], num_before[likest]
-    num_behind = _num_shared(shapes, ends, behind_shapes, 1)
-    first = np.searchsorted(ends, starts)
-    num_ends = np.searchsorted(ends, starts + _MOST_WORDS, side="right") - first
-    start = np.repeat(np.arange(len(starts)), num_ends)
-    end = np.arange(len(start)) - np.repeat(np.cumsum(num_ends) - num_ends - first, num_ends)
+    num_behind = num_shared(shapes, ends, behind_shapes, 1)
+    start, end = pairs(starts, ends, _MOST_WORDS)
     likest = np.argsort(-(num_before[start] + num_behind[end]), kind="stable")[:_MOST_PLACES]
     for pair in likest:
         place = int(starts[start[pair]]), int(ends[end[pair]])
@@ -194,7 +188,7 @@ def _is_name_or_keyword(word: str) -> bool:
     return word[:1].isalpha() or word[:1] == "_"
 
 
-def _places(shapes: Integers, wanted: Sequence[int], step: int) -> Integers:
+def _places(shapes: Integers, wanted: Integers, step: int) -> Integers:
     """Where the first words wanted stand, one after the other in the direction of `step`."""
     found = np.flatnonzero(shapes == wanted[0])
     for offset in range(1, _LEAST):
@@ -202,15 +196,3 @@ def _places(shapes: Integers, wanted: Sequence[int], step: int) -> Integers:
         found = found[(there >= 0) & (there < len(shapes))]
         found = found[shapes[found + step * offset] == wanted[offset]]
     return found
-
-
-def _num_shared(shapes: Integers, places: Integers, wanted: Sequence[int], step: int) -> Integers:
-    """How many of the shapes wanted stand from each place on."""
-    shared = np.zeros(len(places), dtype=np.int64)
-    alike = np.arange(len(places))
-    for offset, shape in enumerate(wanted):
-        there = places[alike] + step * offset
-        alike = alike[(there >= 0) & (there < len(shapes))]
-        alike = alike[shapes[places[alike] + step * offset] == shape]
-        shared[alike] += 1
-    return shared

@@ -182,8 +182,8 @@ def compile_form(form: Form, model: DiffusionGemma, library: Path, folder: Path)
     if form is Form.STEP:
         # Or what a matrix is multiplied with is computed anew for each of its rows.
         options["realize_reads_threshold"] = 0
-    # `freezing` would have oneDNN multiply a pass's matrices, 1.3 times as fast on AMD; what it keeps
-    # for each number of tokens came to 600 MB.
+    # `freezing` would have oneDNN multiply a pass's matrices, 1.3 times as fast on AMD; what it
+    # keeps for each number of tokens came to 600 MB.
     aot_compile(traced.module(), arguments, options=options)
     written.replace(library)
 

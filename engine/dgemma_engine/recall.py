@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +29,7 @@ from torch import Tensor
 from .analogies import Analogies
 from .chains import CausalRules
 from .errors import CheckpointError
+from .places import num_shared, pairs, pieces
 from .strategies import InfillPlan
 from .tokenizer import Tokenizer
 from .types import CancellationToken, InfillRequest
@@ -58,8 +57,6 @@ _MOST_STARTS = 4000
 _MOST_ENDS = 6
 _MOST_JOINS = 2
 _MOST_ANALOGIES = 2
-
-_TOP_LEVEL = re.compile(r"\n(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +130,7 @@ class Recall:
         @lru_cache(maxsize=256)
         def ids_of_text(text: str) -> Ids:
             """Tokenized by pieces, so that a text that changed costs what changed of it."""
-            starts = [0, *(match.start() for match in _TOP_LEVEL.finditer(text)), len(text)]
-            pieces = [text[start:end] for start, end in pairwise(starts)]
-            return np.concatenate([*map(ids_of_piece, pieces), _GAP])
+            return np.concatenate([*map(ids_of_piece, pieces(text)), _GAP])
 
         self._ids_of_text = ids_of_text
         self._tokenizer = tokenizer
@@ -282,17 +277,13 @@ class Recollection:
             return []
         starts = np.flatnonzero(ids[:-1] == ids[-1]) + 1
         ends = np.flatnonzero(ids == self._head)
-        before = _num_shared(ids, starts - 1, size - 1, -1, min(_JOIN_TOKENS, num_before))
+        head, tail = ids[self._after_start :][:num_after], ids[::-1][:num_before]
+        before = num_shared(ids, starts - 1, tail[:_JOIN_TOKENS], -1)
         likest = np.argsort(-before, kind="stable")[:_MOST_STARTS]
         starts, before = starts[likest], before[likest]
-        after = _num_shared(ids, ends, self._after_start, 1, min(_JOIN_TOKENS, num_after))
+        after = num_shared(ids, ends, head[:_JOIN_TOKENS], 1)
         # Of each start the first ends behind it.
-        first = np.searchsorted(ends, starts)
-        num_ends = np.searchsorted(ends, starts + most_tokens, side="right") - first
-        num_ends = np.minimum(num_ends, _MOST_ENDS)
-        start = np.repeat(np.arange(len(starts)), num_ends)
-        nth = np.arange(len(start)) - np.repeat(np.cumsum(num_ends) - num_ends, num_ends)
-        end = first[start] + nth
+        start, end = pairs(starts, ends, most_tokens, _MOST_ENDS)
         # Texts from elsewhere lie in front, the nearest first.
         distances = np.where(starts < self._after_start, size + starts, size - starts)
         found: dict[bytes, list[int]] = {}
@@ -319,8 +310,8 @@ class Recollection:
         places = np.flatnonzero(ids[: self._size - 1] == ids[-1]) + 1
         if size == self._before_start or not len(places):
             return None
-        most = min(_LONGEST_MATCH, size - self._before_start)
-        lengths = _num_shared(ids, places - 1, size - 1, -1, most)
+        text = ids[self._before_start :][::-1]
+        lengths = num_shared(ids, places - 1, text[:_LONGEST_MATCH], -1)
         best = np.flatnonzero(lengths > lengths.max() - _FEWER)[-_MOST_PLACES:]
         places, lengths = places[best], lengths[best]
         distances = np.full(len(places), _ELSEWHERE)
@@ -329,29 +320,6 @@ class Recollection:
         is_before = places >= self._before_start
         distances[is_before] = size - places[is_before]
         return Votes(ids[places], lengths, distances)
-
-
-def _num_shared(
-    ids: Ids, places: npt.NDArray[np.int64], place: int, step: int, most: int
-) -> npt.NDArray[np.int64]:
-    """How many tokens from each of the places on are those from `place` on.
-
-    Args:
-        ids: (S,).
-        places: (N,), where to begin.
-        step: 1 to read on from there, -1 to read back.
-        most: at which to stop counting.
-    """
-    shared = np.zeros(len(places), dtype=np.int64)
-    alike = np.arange(len(places))
-    for offset in range(0, step * most, step):
-        there = places[alike] + offset
-        alike = alike[(there >= 0) & (there < len(ids))]
-        alike = alike[ids[places[alike] + offset] == ids[place + offset]]
-        if not len(alike):
-            break
-        shared[alike] += 1
-    return shared
 
 
 def _chance(logit: float) -> float:
