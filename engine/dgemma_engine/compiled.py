@@ -33,10 +33,10 @@ _log = logging.getLogger(__name__)
 
 # Set to "0" nothing is compiled, and nothing compiled is loaded; for debugging.
 _VARIABLE = "DGEMMA_COMPILE"
-# Compiling takes 40 s of one core, at low priority: a fill or two are not worth it.
+# Compiling takes two minutes of one core, at low priority: a fill or two are not worth it.
 _WAIT_SECONDS = 20.0
-_KEPT_SECONDS = 30 * 86400.0  # libraries that nobody loads any more; 18 MB each
-# A larger model's pass is its matrices, and the library holds its weights a second time.
+_KEPT_SECONDS = 30 * 86400.0  # libraries that nobody loads any more; 6 and 18 MB
+# A larger model's pass is its matrices, and its library holds its weights a second time.
 _MOST_PARAMETERS = 16_000_000
 # Of the prefix: code for any number of tokens is not code for 0 or 1.
 LEAST_TOKENS = 2

@@ -51,21 +51,8 @@ _SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
         "canvas_length": 128,
     },
-    "33m": {
-        "hidden_size": 384,
-        "intermediate_size": 1024,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "num_experts": 8,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 128,
-        "layers": "ssssfssssf",
-        "sliding_window": 512,
-        "max_position_embeddings": 4096,
-        "canvas_length": 128,
-    },
 }
+_SIZES["33m"] = _SIZES["16m"] | {"num_experts": 8, "layers": "ssssfssssf"}
 SIZES = tuple(_SIZES)
 
 

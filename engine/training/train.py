@@ -644,7 +644,7 @@ def main(arguments: list[str] | None = None) -> None:
         "link of a chain of runs",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that cut rows")
-    parser.add_argument("--compile", action="store_true", help="compile the layers (for a GPU)")
+    parser.add_argument("--compile", action="store_true", help="compile the layers")
     parser.add_argument("--blocks", action="store_true", help="attend in blocks (GPU only)")
     parser.add_argument("--checkpoint-minutes", type=float, default=2.0)
     for option in dataclasses.fields(Options):

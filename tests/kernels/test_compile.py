@@ -155,6 +155,8 @@ def check(jobs: list[tuple[Job, int]]) -> list[Compiled]:
     return results
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_experts_compile_for_every_architecture() -> None:
     """One form an architecture; on sm_90 the products run on its own matrix instruction."""
     forms = dict(zip(ARCHS, ("int8", "int4", "fp8", "nvfp4"), strict=True))

@@ -118,7 +118,7 @@ def test_errors_of_a_span_are_those_that_touch_it(data: st.DataObject) -> None:
     assert expected == [(node.kind, node.start, node.end) for node in tree.errors(start, end)]
 
 
-@pytest.mark.parametrize("size", [20, 50_000])
+@pytest.mark.parametrize("size", [20, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_parse_keeps_no_text(size: int) -> None:
     """Neither does one that was stopped: the binding forgets to give back what it read."""
     text = "x = 1\n" * (size // 6)

@@ -84,6 +84,7 @@ def test_what_is_there_is_packed_on_the_way(archive, tmp_path, monkeypatch):
     assert load_model(str(tmp_path / "checkpoint"), device="cpu").config.vocab_size == 600
 
 
+@pytest.mark.slow
 def test_check_chooses_the_fastest_form_that_is_right(archive, tmp_path, monkeypatch):
     """A form that fails or computes something else is reported and not chosen."""
     monkeypatch.setattr("training.lease.FORMS", {"plain": {}, "wrong": {}, "failing": {"x": True}})
@@ -143,6 +144,7 @@ def test_held_out_holes_are_cut_out_of_one_line(documents):
     assert not list(held_out_holes(shared, 1))
 
 
+@pytest.mark.slow
 def test_a_chain_starts_from_a_packed_checkpoint(archive, tmp_path):
     """A new run takes its weights; a run that has begun does not."""
     first = Lease(archive, tmp_path / "first", tmp_path / "out", OPTIONS, "cpu")
