@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ..document import DocumentSnapshot
 from ..hole import Hole
-from .brackets import close_brackets, is_balanced
+from .brackets import close_brackets, is_balanced, opens_quote
 from .confident_start import confident_starts, sound_starts
 from .empty import reject_empty
 from .in_place import broken_part, parse_in_place
@@ -72,10 +72,12 @@ def first_that_fits(
     rejections: list[Rejection] = []
     for text in texts:
         outcome: str | Rejection
-        if text != whole and not is_balanced(snapshot, hole, text):
-            outcome = Rejection(RejectReason.UNBALANCED, "the likely part leaves a bracket open")
-        else:
+        fits = is_balanced(snapshot, hole, text) and not opens_quote(snapshot, hole, text)
+        if text == whole or fits:
             outcome = postprocess(snapshot, hole, text)
+        else:
+            detail = "the likely part leaves a bracket or a quote open"
+            outcome = Rejection(RejectReason.UNBALANCED, detail)
         if isinstance(outcome, str):
             return outcome
         rejections.append(outcome)

@@ -39,6 +39,16 @@ def is_balanced(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
     return num_unmatched(before + text + after) <= num_unmatched(before + after)
 
 
+def opens_quote(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
+    """Whether a text leaves a quote without a second one on its line that had all of them.
+
+    `is_balanced` counts on many lines, of which one may begin within a string, or say "don't".
+    """
+    before, after = _around(snapshot, hole)
+    before, after = before.rpartition("\n")[2], after.partition("\n")[0]
+    return _num_odd_quotes(before + text + after) > _num_odd_quotes(before + after)
+
+
 def _around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
     before = snapshot.text[max(0, hole.start - _CHARS_BEFORE) : hole.start] + hole.before
     after = hole.after + snapshot.text[hole.end : hole.end + _CHARS_AFTER]
@@ -57,7 +67,11 @@ def num_unmatched(text: str) -> int:
                 stack.pop()
             else:
                 unmatched += 1
-    return unmatched + len(stack) + text.count('"') % 2 + text.count("'") % 2
+    return unmatched + len(stack) + _num_odd_quotes(text)
+
+
+def _num_odd_quotes(text: str) -> int:
+    return text.count('"') % 2 + text.count("'") % 2
 
 
 def open_brackets(text: str) -> list[str]:

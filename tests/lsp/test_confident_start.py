@@ -11,7 +11,7 @@ from dgemma_engine.fake import FakeEngine
 from dgemma_lsp.document import DocumentSnapshot
 from dgemma_lsp.fill import Filler
 from dgemma_lsp.hole import Hole
-from dgemma_lsp.postprocess import Rejection, RejectReason, confident_starts
+from dgemma_lsp.postprocess import Rejection, RejectReason, confident_starts, first_that_fits
 from dgemma_lsp.scheduler import FillScheduler
 from dgemma_lsp.settings import Settings
 
@@ -52,6 +52,17 @@ def test_the_start_that_is_likely_enough(threshold: float, expected: str | Rejec
     """The longest start above the threshold, no word cut in two."""
     outcome = confident_starts(FILL, threshold)
     assert expected == (outcome.reason if isinstance(outcome, Rejection) else outcome[0])
+
+
+@pytest.mark.parametrize("above", ["# It can't be.\n", "# It can.\n", '"""Nor this.\n'])
+def test_no_start_ends_within_a_string(above: str) -> None:
+    """Whatever odd quotes stand on other lines."""
+    before = above + "if x in ('GET'"  # does not parse as it is
+    snapshot = DocumentSnapshot("file:///a.py", 1, "python", before + ":\n    pass\n")
+    hole = Hole(len(before), len(before), HoleKind.LINE)
+    starts = [", 'HEAD", ", b"]
+    assert first_that_fits(snapshot, hole, starts, ", 'HEAD'") == ", b"
+    assert first_that_fits(snapshot, hole, [", 'HEAD'"], ", 'HEAD'") == ", 'HEAD'"
 
 
 def test_a_lone_bracket_is_no_suggestion() -> None:
