@@ -199,7 +199,7 @@ _KINDS: dict[Form, type[_Compiled]] = {Form.STEP: CompiledStep, Form.PASS: Compi
 def compile_in_background(
     model: DiffusionGemma, checkpoint: Path, wait_seconds: float = _WAIT_SECONDS
 ) -> threading.Thread | None:
-    """Give a model its `CompiledStep` when it is there: soon if it was compiled before.
+    """Give a model its compiled passes as they are there: soon if they were compiled before.
 
     Args:
         model: as it will stay.

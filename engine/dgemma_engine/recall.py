@@ -206,10 +206,8 @@ class Recollection:
         self._size = len(far) + len(here)
         self._ids = np.concatenate([far, here, np.zeros(_ROOM, dtype=np.int32)])
         self._head = after[0] if after else _BETWEEN
+        self._rules = rules
         self._ends = rules.ends.cpu().numpy()
-        allowed = ~(rules.banned | rules.ends)
-        first = rules.first_allowed if rules.first_allowed is not None else allowed
-        self._allowed, self._first_allowed = allowed.cpu().numpy(), first.cpu().numpy()
 
     def votes(self, written: Sequence[int], going_on: Tensor, end: Tensor) -> Votes | None:
         """What followed where the text was like this before; None if it never was.
@@ -286,12 +284,17 @@ class Recollection:
         start, end = pairs(starts, ends, most_tokens, _MOST_ENDS)
         # Texts from elsewhere lie in front, the nearest first.
         distances = np.where(starts < self._after_start, size + starts, size - starts)
+        rules = self._rules
+        allowed = ~(rules.banned | rules.ends).cpu().numpy()
+        first_allowed = (
+            allowed if rules.first_allowed is None else rules.first_allowed.cpu().numpy()
+        )
         found: dict[bytes, list[int]] = {}
         for pair in np.lexsort((distances[start], -(before[start] + after[end]))):
             between = ids[starts[start[pair]] : ends[end[pair]]]
             if not len(between) or between.min() == _BETWEEN:
                 continue
-            if self._first_allowed[between[0]] and self._allowed[between[1:]].all():
+            if first_allowed[between[0]] and allowed[between[1:]].all():
                 found.setdefault(between.tobytes(), between.tolist())
                 if len(found) == _MOST_JOINS:
                     break
