@@ -182,6 +182,7 @@ def test_some_steps_are_documents_alone(source, tokenizer):
         assert (trainer.progress.canvas_tokens > before) == has_canvases
 
 
+@pytest.mark.slow
 def test_a_chain_starts_from_packed_weights(source, tokenizer):
     """The next link has the last one's weights and mean, and a schedule of its own."""
     first = build_trainer(source, tokenizer)
@@ -253,6 +254,7 @@ def _muon_in_a_process(rank, folder, start, gradient):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_muon_is_shared_out_between_processes(tmp_path):
     """Each makes a part of the updates; all end with what one process has."""
     start, gradient = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
