@@ -348,13 +348,13 @@ def test_the_real_model_is_seen_denoising(start: Start, workspace: Path, shots: 
         _wait_until(lambda: _saved(window, file) != SHAPES, 30)
         _wait_until(lambda: window.after_text() == [])
         window.shoot(shots / "denoised.png")
-        drafts = window.watched()
         window.open_file(reader)
         window.go_to(4, 25)
         time.sleep(0.5)  # for a picture without the input box
         with window.recorded(shots / "denoising"):
             window.press("Control+Alt+g")
             _wait_until(lambda: _saved(window, reader) != READER)
+        drafts = window.watched()
         (shots / "drafts.json").write_text(json.dumps(drafts), encoding="utf-8")
     assert len(drafts) > 1
 
