@@ -128,6 +128,8 @@ class Filler:
         """
         started = time.monotonic()
         request = self.request(snapshot, hole, settings)
+        if while_typing:
+            request = dataclasses.replace(request, least_confidence=self._threshold(settings))
         if draft is not None:
             request = dataclasses.replace(request, draft=draft.text, strength=draft.strength)
         spent: list[float] = []

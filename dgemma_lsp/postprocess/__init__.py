@@ -72,8 +72,9 @@ def first_that_fits(
     rejections: list[Rejection] = []
     for text in texts:
         outcome: str | Rejection
-        fits = is_balanced(snapshot, hole, text) and not opens_quote(snapshot, hole, text)
-        if text == whole or fits:
+        if text == whole or (
+            is_balanced(snapshot, hole, text) and not opens_quote(snapshot, hole, text)
+        ):
             outcome = postprocess(snapshot, hole, text)
         else:
             detail = "the likely part leaves a bracket or a quote open"

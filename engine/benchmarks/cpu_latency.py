@@ -44,7 +44,6 @@ from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.stored_model import our_name_to_stored
 
 Compiled = tuple[CompiledStep | None, CompiledPass | None]
-_LEFT_TO_RIGHT = Decoder.LEFT_TO_RIGHT
 LENGTHS = (4, 8, 16, 24, 48, 64)
 _SOURCE = Path(dgemma_engine.__file__).parent / "config.py"
 _CUT = "        if self.max_denoising_steps < 1:\n"
@@ -70,10 +69,13 @@ def measure(
 ) -> list[dict[str, object]]:
     """One row for each length and form of decoding; milliseconds."""
     plain: Compiled = (None, None)
-    forms = {"diffusion": (Decoder.DIFFUSION, plain), "left to right": (_LEFT_TO_RIGHT, plain)}
+    forms = {
+        "diffusion": (Decoder.DIFFUSION, plain),
+        "left to right": (Decoder.LEFT_TO_RIGHT, plain),
+    }
     if compiled is not None:
         forms["diffusion, compiled"] = (Decoder.DIFFUSION, compiled)
-        forms["left to right, compiled"] = (_LEFT_TO_RIGHT, compiled)
+        forms["left to right, compiled"] = (Decoder.LEFT_TO_RIGHT, compiled)
     rows = []
     for length in LENGTHS:
         times: dict[str, list[float]] = {form: [] for form in forms}

@@ -17,12 +17,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from .places import num_shared, pairs, pieces
+from .places import Numbers, Places, num_shared, pairs, pieces
 from .types import InfillRequest
-
-Integers = npt.NDArray[np.int64]
 
 # Words compared before and behind a place at most, and at least so many on each side.
 _MOST_BEFORE, _MOST_BEHIND, _LEAST = 16, 10, 2
@@ -56,7 +53,7 @@ class _Words(NamedTuple):
     """A text's words, and their shapes: equal words that are no names have equal ones."""
 
     words: tuple[str, ...]
-    shapes: Integers
+    shapes: Numbers
 
 
 class Analogies:
@@ -110,7 +107,7 @@ def _readings(before: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def _alike(
-    words: Sequence[str], shapes: Integers, before: Sequence[str], behind: Sequence[str]
+    words: Sequence[str], shapes: Numbers, before: Sequence[str], behind: Sequence[str]
 ) -> Iterator[tuple[str, float]]:
     """Guesses of all places that are like the hole, and how like."""
     if len(before) < _LEAST or len(behind) < _LEAST:
@@ -188,7 +185,7 @@ def _is_name_or_keyword(word: str) -> bool:
     return word[:1].isalpha() or word[:1] == "_"
 
 
-def _places(shapes: Integers, wanted: Integers, step: int) -> Integers:
+def _places(shapes: Numbers, wanted: Numbers, step: int) -> Places:
     """Where the first words wanted stand, one after the other in the direction of `step`."""
     found = np.flatnonzero(shapes == wanted[0])
     for offset in range(1, _LEAST):

@@ -22,6 +22,8 @@ from .model import DiffusionGemma
 # other ones.
 Mix = Callable[[Sequence[int], Tensor, Tensor], tuple[Tensor, Tensor]]
 
+_EVEN = math.log(0.5)  # as likely as all else
+
 
 @dataclass(frozen=True, slots=True)
 class CausalRules:
@@ -32,11 +34,14 @@ class CausalRules:
         ends: (V,) bool, tokens before which the fill ends; not banned, at least one.
         first_allowed: (V,) bool, the only tokens that the first place may take, be they `banned` or
             `ends`; at least one. None treats the first place like the others.
+        empty: the tokens of a fill without text, those that healing took back. Such a fill has to
+            be likelier than all others together; None asks that of none.
     """
 
     banned: Tensor
     ends: Tensor
     first_allowed: Tensor | None = None
+    empty: tuple[int, ...] | None = None
 
     def log_probabilities(self, logits: Tensor, *, is_first: bool) -> tuple[Tensor, Tensor]:
         """What is allowed, made to sum to one.
@@ -70,9 +75,29 @@ class Chain:
     end_log_probability: float
 
     @property
+    def start_log_probability(self) -> float:
+        """That the fill begins with these tokens."""
+        return sum(self.log_probabilities)
+
+    @property
     def log_probability(self) -> float:
         """That the fill is these tokens and no more."""
-        return sum(self.log_probabilities) + self.end_log_probability
+        return self.start_log_probability + self.end_log_probability
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether that is likelier than all other fills together."""
+        return self.log_probability >= _EVEN
+
+    def is_over(self, rules: CausalRules, best: float) -> bool:
+        """Whether the fill ends here: that is likelier than any token, or without text than all.
+
+        Args:
+            best: log probability of the likeliest token.
+        """
+        if rules.empty is not None and self.token_ids == rules.empty[: len(self.token_ids)]:
+            return self.is_likely
+        return self.end_log_probability >= best
 
 
 @torch.no_grad()

@@ -9,7 +9,9 @@ drafts, the judge chooses among them: half way, which go on, and at the end.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from .canvas import Canvas
 from .chains import CausalRules, Chain, read_left_to_right
 from .config import SamplerConfig
 from .denoise import DenoisingStep
-from .drafts import Draft, Fill, join, mean_log_confidence, read_draft, surest_row
+from .drafts import Draft, Fill, draft_of, join, mean_log_confidence, read_draft, surest_row
 from .judge import Judge, length_posterior
 from .loops import Denoise, Denoiser, next_step
 from .model import DiffusionGemma
@@ -143,10 +145,8 @@ class Diffusion:
         self, plan: InfillPlan, step: DenoisingStep, canvas: Canvas, request: InfillRequest
     ) -> Tensor:
         """(N,) the rows whose drafts fit best before the suffix, as they stand."""
-        assert plan.judge is not None
         drafts = [self._read(step, canvas, row) for row in range(len(canvas.token_ids))]
-        texts = [self._texts.text_of(draft.token_ids, plan, request) for draft in drafts]
-        scores = torch.tensor(self._judge.scores(plan.judge, texts))
+        scores = torch.tensor(self._scores(plan, drafts, request))
         best = scores.topk(plan.num_refined).indices.sort().values
         return best.to(self._model.device)
 
@@ -158,18 +158,31 @@ class Diffusion:
         drafts: list[Draft],
         request: InfillRequest,
     ) -> tuple[Draft, Chain]:
-        """The draft that fits best before the suffix; an empty one only if there is no other."""
-        own = [draft for draft in drafts if draft.token_ids] or drafts[:1]
-        best = own[0]
-        if len(own) > 1:
-            assert plan.judge is not None
-            texts = [self._texts.text_of(draft.token_ids, plan, request) for draft in own]
-            scores = self._judge.scores(plan.judge, texts)
-            best = own[max(range(len(own)), key=scores.__getitem__)]
-        (chain,) = read_left_to_right(
-            self._model, cache, plan.prompt_ids, [best.token_ids], rules, plan.mix
+        """The draft that fits best before the suffix; nothing where the encoder expects that."""
+        best = drafts[0]
+        if len(drafts) > 1:
+            scores = self._scores(plan, drafts, request)
+            best = drafts[max(range(len(drafts)), key=scores.__getitem__)]
+        texts: list[Sequence[int]] = [best.token_ids]
+        if rules.empty is not None:
+            texts.append(rules.empty)
+        chain, *empty = read_left_to_right(
+            self._model, cache, plan.prompt_ids, texts, rules, plan.mix
         )
+        if empty and empty[0].is_likely:
+            return draft_of(empty[0]), empty[0]
         return best, chain
+
+    def _scores(
+        self, plan: InfillPlan, drafts: Sequence[Draft], request: InfillRequest
+    ) -> list[float]:
+        """As `Judge.scores`; of drafts without text less than of any other."""
+        assert plan.judge is not None
+        texts = [self._texts.text_of(draft.token_ids, plan, request) for draft in drafts]
+        scores = self._judge.scores(plan.judge, texts)
+        return [
+            score if text.strip() else -math.inf for score, text in zip(scores, texts, strict=True)
+        ]
 
     def _likely_lengths(
         self, cache: KVCache, plan: InfillPlan, generator: torch.Generator

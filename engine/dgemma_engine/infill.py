@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .balance import Balance
 from .batching import rows_that_gain
 from .cache import PrefixCaches
 from .checkpoint import load_checkpoint, load_configs
@@ -56,7 +57,6 @@ from .types import (
     OnFilled,
     OnJointStep,
     OnStep,
-    StopReason,
     Timings,
 )
 
@@ -150,6 +150,7 @@ class DiffusionEngine:
         self._languages = languages
         self.caches = PrefixCaches(model)
         self._recall = recall
+        self._balance = Balance(tokenizer, model.config.vocab_size)
         self._judge = Judge(model, tokenizer)
         self._texts = Texts(tokenizer, strategy)
         self._denoise = denoiser or Denoiser(model)
@@ -412,11 +413,7 @@ class DiffusionEngine:
             fill = yield from self._diffusion.fill(
                 cache, new_ids, plan, request, on_step, cancel, denoise
             )
-        if (
-            request.decoder is Decoder.AUTO
-            and not request.draft
-            and fill.stop_reason is not StopReason.DEADLINE
-        ):
+        if request.decoder is Decoder.AUTO and not request.draft and not fill.stop_reason.is_early:
             fill = self._copying.instead_of(fill, plan, request)
         total_ms = (time.monotonic() - start) * 1000
         timings = Timings(encode_ms, total_ms - encode_ms, total_ms)
@@ -444,4 +441,4 @@ class DiffusionEngine:
             )
         if self._recall is not None and request.recall:
             plan = self._recall.into(plan, request)
-        return plan, decoder
+        return self._balance.into(plan, request), decoder

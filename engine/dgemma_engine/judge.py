@@ -11,7 +11,7 @@ lengths can be compared, which neither their own probabilities nor the canvas' c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +38,14 @@ class JudgePrompt:
         healed: text of the prefix behind the cut.
         suffix: text after the hole.
         mix: changes the chances of what comes next.
+        weigh: what is added to a text's score, nats.
     """
 
     prompt_ids: list[int]
     healed: str
     suffix: str
     mix: Mix | None = None
+    weigh: Callable[[str], float] | None = None
 
 
 class Judge:
@@ -85,11 +87,15 @@ class Judge:
         )
         chances = logits.log_softmax(dim=-1)
         if prompt.mix is not None:
-            return _mixed_scores(chances, rows, prompt.mix)
-        return [
-            float(chances[index, range(len(row)), row].sum()) if row else 0.0
-            for index, row in enumerate(rows)
-        ]
+            scores = _mixed_scores(chances, rows, prompt.mix)
+        else:
+            scores = [
+                float(chances[index, range(len(row)), row].sum()) if row else 0.0
+                for index, row in enumerate(rows)
+            ]
+        if prompt.weigh is None:
+            return scores
+        return [score + prompt.weigh(text) for score, text in zip(scores, texts, strict=True)]
 
 
 def _mixed_scores(chances: Tensor, rows: Sequence[Sequence[int]], mix: Mix) -> list[float]:

@@ -54,6 +54,7 @@ class LeftToRight:
         """Write the hole of a plan that has rules; others have a turn after every token."""
         assert plan.rules is not None
         reason = StopReason.END
+        least = math.log(request.least_confidence) if request.least_confidence else -math.inf
         num_passes, draft = 0, Draft([], [], [0.0], [], has_ended=False)
         chain = Chain((), (), 0.0)
         for chain in decode_left_to_right(
@@ -75,10 +76,13 @@ class LeftToRight:
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE
                 break
+            if chain.start_log_probability < least:
+                reason = StopReason.UNSURE
+                break
             yield None
         if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
             reason = StopReason.MAX_STEPS
-        if reason is not StopReason.DEADLINE and request.num_tokens is None:
+        if not reason.is_early and request.num_tokens is None:
             draft, chain = self._cut_before_suffix(plan, plan.rules, draft, chain, request)
         return Fill(draft, num_passes, reason, chain)
 
@@ -114,11 +118,16 @@ class LeftToRight:
             for size in range(1, length + 1)
             if is_line or size == length or self._starts_line(draft.token_ids[size])
         ][-_MOST_CUTS:]
-        if len(sizes) < 2:
+        texts = {
+            size: text
+            for size in sizes
+            if (text := self._texts.text_of(draft.token_ids[:size], plan, request)).strip()
+        }
+        if len(texts) < 2:
             return draft, chain
-        texts = [self._texts.text_of(draft.token_ids[:size], plan, request) for size in sizes]
-        scores = self._judge.scores(plan.judge, texts)
-        size = sizes[max(range(len(scores)), key=scores.__getitem__)]
+        judged = self._judge.scores(plan.judge, list(texts.values()))
+        scores = dict(zip(texts, judged, strict=True))
+        size = max(scores, key=scores.__getitem__)
         if size == length:
             return draft, chain
         cut = draft.start(size)
@@ -139,7 +148,7 @@ def decode_left_to_right(
     cancel: CancellationToken | None = None,
     mix: Mix | None = None,
 ) -> Iterator[Chain]:
-    """Write the most likely token at each place, until the end is likelier than any.
+    """Write the most likely token at each place, until the rules say that it is over.
 
     Args:
         prefix_cache: of the model; holds the prompt and the fill afterwards, so that accepting the
@@ -167,11 +176,11 @@ def decode_left_to_right(
         if mix is not None:
             going_on, end = mix(chain.token_ids, going_on, end)
         best, token_id = going_on.max(dim=-1)
-        if num_tokens is None and float(end) >= float(best):
-            yield dataclasses.replace(chain, end_log_probability=float(end))
-            return
-        if len(chain.token_ids) == last:  # full: only the chance of ending here was still to know
-            yield dataclasses.replace(chain, end_log_probability=float(end))
+        ended = dataclasses.replace(chain, end_log_probability=float(end))
+        # When it is full, only the chance of ending here was still to know.
+        is_full = len(chain.token_ids) == last
+        if is_full or (num_tokens is None and ended.is_over(rules, float(best))):
+            yield ended
             return
         chain = Chain(
             (*chain.token_ids, int(token_id)),

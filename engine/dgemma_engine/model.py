@@ -302,8 +302,7 @@ class DiffusionGemma(nn.Module):
             new.append((key, value))
             mask = masks[layer.config.is_sliding]
             if slots is not None and layer is self.layers[-1]:
-                hidden = _at(hidden, slots)  # (N, M, D)
-                query = _at(query.transpose(1, 2), slots).transpose(1, 2)  # (N, H, M, K)
+                hidden, query = _asked_about(hidden, query, slots)
                 mask = None if mask is None else mask[slots][:, None]  # (N, 1, M, S' + S)
             attended = layer.self_attn.attend(
                 query,
@@ -396,8 +395,7 @@ class DiffusionGemma(nn.Module):
             query, key, value = layer.self_attn.project(normed, rotaries[layer.config])
             if slots is not None and index == len(self.layers) - 1:
                 # Nothing reads what the last layer makes of the other positions but their keys.
-                hidden = _at(hidden, slots)  # (B, M, D)
-                query = _at(query.transpose(1, 2), slots).transpose(1, 2)  # (B, H, M, K)
+                hidden, query = _asked_about(hidden, query, slots)
             attended = layer.self_attn.attend_canvas(
                 query, key, value, prefix(index), canvas_length
             )
@@ -517,8 +515,7 @@ class DiffusionGemma(nn.Module):
             if index == len(self.layers) - 1:  # of the new tokens only keys and values are read
                 hidden = tokens[0, num_new:].view(num_rows, length, -1)
                 if slots is not None:
-                    hidden = _at(hidden, slots)
-                    query = _at(query.transpose(1, 2), slots).transpose(1, 2)
+                    hidden, query = _asked_about(hidden, query, slots)
                 attended = attention.attend_canvas(query, key, value, now, canvas_length)
                 return layer.finish(hidden, attended, layer.layer_scalar)
             before = now._replace(length=new.lengths[index, :1])
@@ -670,6 +667,11 @@ class DiffusionGemma(nn.Module):
             raise RequestError(
                 f"token ids must be in 0 .. {self.config.vocab_size - 1}, got {low} .. {high}"
             )
+
+
+def _asked_about(hidden: Tensor, query: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (B, C, D) and (B, H, C, K) the positions (B, M): (B, M, D) and (B, H, M, K)."""
+    return _at(hidden, slots), _at(query.transpose(1, 2), slots).transpose(1, 2)
 
 
 def _at(values: Tensor, slots: Tensor) -> Tensor:

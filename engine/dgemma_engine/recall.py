@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,9 +171,10 @@ class Recall:
             return plan
         judge = plan.judge
         if judge is not None:
-            # Of what stands behind the hole, every candidate would recall the same.
-            before = self.recollection(plan, request, behind=False)
-            judge = dataclasses.replace(judge, mix=before.mixed)
+            # Of what stands behind the hole, every candidate would recall the same. Most fills are
+            # not judged at all while somebody types.
+            before = cache(lambda: self.recollection(plan, request, behind=False))
+            judge = dataclasses.replace(judge, mix=lambda *place: before().mixed(*place))
         whole = self.recollection(plan, request)
 
         def guesses(most_tokens: int) -> Iterator[list[int]]:

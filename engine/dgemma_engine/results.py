@@ -11,7 +11,7 @@ import math
 from .drafts import Fill
 from .strategies import InfillPlan
 from .texts import Texts
-from .types import Decoder, InfillRequest, InfillResult, Timings
+from .types import Decoder, InfillRequest, InfillResult, StopReason, Timings
 
 _LEAST_PROBABILITY = 1e-30
 
@@ -40,7 +40,8 @@ def build_result(
     end = 0.0
     if fill.chain is not None:
         chances = list(fill.chain.log_probabilities[: len(token_ids)])
-        end = fill.chain.end_log_probability
+        if fill.stop_reason is not StopReason.UNSURE:
+            end = fill.chain.end_log_probability
     chain = list(itertools.accumulate(chances))
     return InfillResult(
         text=text,

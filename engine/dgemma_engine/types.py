@@ -41,6 +41,12 @@ class StopReason(str, Enum):
     MAX_STEPS = "max_steps"
     DEADLINE = "deadline"  # the best draft so far was taken
     END = "end"  # the end mark or the end of the line came (left to right)
+    UNSURE = "unsure"  # whatever came next would be less likely than the request wants
+
+    @property
+    def is_early(self) -> bool:
+        """Whether it ended for the request's sake, before it was done."""
+        return self in (StopReason.DEADLINE, StopReason.UNSURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,9 @@ class InfillRequest:
         seed: of the noise; the same request and seed give the same fill on the same machine.
         max_steps: denoising steps at most; None takes the checkpoint's own number.
         deadline: `time.monotonic()` seconds after which the draft at hand is returned, or None.
+        least_confidence: 0 .. 1; starts of the fill that are less likely than this to be exactly
+            right are of no use (`InfillResult.prefix_confidences`). A decoder that knows how likely
+            they are before the rest is there ends with the first such start.
         draft: a text for the hole that is revised, by diffusion: what the model finds least likely
             in it becomes noise and is denoised again. None begins with nothing but noise.
         strength: share of the draft's tokens that become noise, above 0 and at most 1.
@@ -81,6 +90,7 @@ class InfillRequest:
     seed: int = 0
     max_steps: int | None = None
     deadline: float | None = None
+    least_confidence: float = 0.0
     draft: str | None = None
     strength: float = 1.0
     nearby: tuple[str, ...] = ()
@@ -95,6 +105,8 @@ class InfillRequest:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise RequestError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not 0 <= self.least_confidence <= 1:
+            raise RequestError(f"least_confidence must be in 0 .. 1, got {self.least_confidence}")
         if not 0 < self.strength <= 1:
             raise RequestError(f"strength must be above 0 and at most 1, got {self.strength}")
         if self.draft is not None and self.decoder is Decoder.LEFT_TO_RIGHT:
@@ -207,7 +219,8 @@ class InfillResult:
         prefix_confidences: for each token, how likely the text up to its end is to be exactly
             right, 0 .. 1, falling. Where the checkpoint's encoder can read the fill, its chain of
             probabilities; else the product of `token_confidences`, which is too sure.
-        confidence: how likely `text` is to be exactly right and complete.
+        confidence: how likely `text` is to be exactly right and complete; of a fill that ended
+            because it was unsure, that it is the start of what is right.
         mean_entropy: nats, over the fill's tokens at the last step.
         decoder: which one it was.
         num_passes: forward passes over the canvas, or over the encoder left to right.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,13 @@ import torch
 
 from dgemma_engine import Decoder, HoleKind
 from dgemma_engine.canvas import EOM_ID, PAD_ID
-from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.judge import Judge, JudgePrompt, length_posterior
 
 from .test_left_to_right import joint_logits
+from .tiny import engine_of
 from .tiny import sample_request as request
-from .tiny import save_checkpoint
 
 CANDIDATES = (1, 2, 4, 6)
-
-
-def engine_of(folder: Path, **layout: object) -> DiffusionEngine:
-    save_checkpoint(folder)
-    (folder / "infill_config.json").write_text(json.dumps({"layout": layout}), encoding="utf-8")
-    return build_engine(str(folder))
 
 
 def test_scores_are_chains_over_text_and_suffix(tmp_path: Path) -> None:

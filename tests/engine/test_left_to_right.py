@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from dgemma_engine.masks import encoder_mask
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.strategies.plan import token_mask
 
-from .tiny import CHAT_TOKENS, build_model, sample_request, save_checkpoint
+from .tiny import CHAT_TOKENS, build_model, engine_of, sample_request, save_checkpoint
 
 VOCAB_SIZE = 400
 PROMPT = list(range(100, 140))  # longer than the sliding window of 24
@@ -220,6 +221,35 @@ def test_left_to_right_is_cancelled_and_has_deadlines(engine: DiffusionEngine) -
     result = engine.fill(request(num_tokens=12, deadline=0.0))
     assert result.stop_reason is StopReason.DEADLINE
     assert len(result.token_ids) == 1
+
+
+def test_a_fill_ends_where_it_is_too_unsure_to_be_of_use(engine: DiffusionEngine) -> None:
+    """With the first start that is too unlikely; the same text up to there, as likely."""
+    whole = engine.fill(request(num_tokens=12))
+    wanted = whole.prefix_confidences[4]
+    start = engine.fill(request(num_tokens=12, least_confidence=wanted * 1.0001))
+    assert start.stop_reason is StopReason.UNSURE
+    assert start.token_ids == whole.token_ids[:5]
+    assert start.num_passes == 5
+    assert start.confidence == pytest.approx(wanted)
+    assert engine.fill(request(num_tokens=12, least_confidence=1e-30)).text == whole.text
+    with pytest.raises(RequestError, match=r"in 0 \.\. 1, got 1\.1"):
+        request(least_confidence=1.1)
+
+
+def test_what_is_of_no_use_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge reads whole texts, and takes longer than the writing."""
+    engine = engine_of(tmp_path, left_to_right=["line"])
+    judged: list[str] = []
+    monkeypatch.setattr(
+        engine._judge, "scores", lambda _, texts: judged.extend(texts) or [0.0] * len(texts)
+    )
+    asked = request(decoder=Decoder.AUTO, prefix="x = left + x\ny = x\nx = ", suffix=")\n")
+    engine.fill(asked)
+    assert judged
+    judged.clear()
+    engine.fill(dataclasses.replace(asked, least_confidence=0.9))
+    assert not judged
 
 
 def test_chat_cannot_be_read_from_left_to_right(tmp_path: Path) -> None:

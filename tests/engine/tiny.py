@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dgemma_engine import InfillRequest
 from dgemma_engine.config import ModelConfig
+from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.model import DiffusionGemma
 from dgemma_engine.special_tokens import SPECIAL_TOKENS
 from dgemma_engine.stored_model import our_name_to_stored
@@ -94,6 +95,13 @@ def save_checkpoint(
     save_file(tensors, folder / "model.safetensors")
     build_tokenizer(special_tokens).save(str(folder / "tokenizer.json"))
     return folder
+
+
+def engine_of(folder: Path, **layout: object) -> DiffusionEngine:
+    """An engine on a tiny checkpoint with this "layout" part of its `infill_config.json`."""
+    save_checkpoint(folder)
+    (folder / "infill_config.json").write_text(json.dumps({"layout": layout}), encoding="utf-8")
+    return build_engine(str(folder))
 
 
 def sample_request(**changes: object) -> InfillRequest:

@@ -238,9 +238,9 @@ def test_one_token_reads_bytes() -> None:
         2, size=72, inner_size=40, experts=4, top_k=2, device=torch.device("cpu")
     )
     held = [quantize(stack, WeightFormat.INT8) for stack in stacks]
+    plain = [one.dequantize(torch.float32) for one in held]
     for tokens in (1, 2):
         arguments = (hidden[:tokens], index[:tokens], weight[:tokens])
-        plain = [one.dequantize(torch.float32) for one in held]
         expected = moe_experts_reference(*arguments, *plain)
         with use_backend(Backend.REFERENCE):
             assert_close("moe_experts", expected, moe_experts(*arguments, *held))

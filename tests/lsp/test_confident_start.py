@@ -119,6 +119,24 @@ async def test_the_checkpoints_threshold_is_the_default() -> None:
     assert second == "right"
 
 
+@pytest.mark.parametrize(("while_typing", "expected"), [(True, 0.3), (False, 0.0)])
+async def test_the_engine_need_not_write_what_is_not_shown(
+    while_typing: bool, expected: float
+) -> None:
+    """It is told what is of use while typing; what is asked for is wanted whole."""
+    engine = FakeEngine(lambda _: "right")
+    scheduler = FillScheduler(lambda on_death: engine)
+    snapshot = DocumentSnapshot("file:///a.py", 1, "python", "x = ")
+    settings = Settings(min_confidence=30)
+    try:
+        await Filler(scheduler).fill(
+            snapshot, Hole(4, 4, HoleKind.LINE), settings, while_typing=while_typing
+        )
+    finally:
+        scheduler.close()
+    assert [request.least_confidence for request in engine.requests] == [expected]
+
+
 async def test_the_decoder_is_the_users_choice() -> None:
     """What the settings say reaches the engine."""
     engine = FakeEngine(lambda _: "right")

@@ -131,7 +131,8 @@ class MarkerStrategy:
 
     def plan(self, request: InfillRequest) -> InfillPlan:
         tokenizer, layout = self._tokenizer, self._layout
-        before_ids, healed = heal(tokenizer, tokenizer.encode(request.prefix))
+        all_ids = tokenizer.encode(request.prefix)
+        before_ids, healed = heal(tokenizer, all_ids)
         prefix_ids = last_tokens(tokenizer, before_ids, layout.prefix_tokens)
         after_ids = tokenizer.encode(request.suffix)
         suffix_ids = after_ids[: layout.suffix_tokens]
@@ -170,6 +171,8 @@ class MarkerStrategy:
                 most = min(size - 1, request.max_tokens)
                 candidates = tuple(length for length in layout.line_candidates if length <= most)
             canvas = build([size] * (1 if candidates else layout.drafts), MID_ID)
+        # Who did not ask is not to be shown a guess at a place that looks whole.
+        is_wanted = not request.least_confidence and request.num_tokens is None
         is_auto_left_to_right = request.kind in layout.left_to_right
         return InfillPlan(
             marked_prompt(tag_id, suffix_ids, prefix_ids),
@@ -179,6 +182,7 @@ class MarkerStrategy:
                 self._specials & ~self._is_end,
                 self._is_end | line_breaks,
                 first_allowed,
+                empty=tuple(all_ids[len(before_ids) :]) if is_wanted else None,
             ),
             decoder=Decoder.LEFT_TO_RIGHT if is_auto_left_to_right else Decoder.DIFFUSION,
             candidates=candidates,
