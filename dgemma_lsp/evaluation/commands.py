@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..source_file import InputError
 from . import coverage, humaneval, metrics, report
 from .holes import BUCKETS, PROSE, EvalHole, read_files, sample_holes
-from .methods import METHODS, Answer, Question, answer
+from .methods import METHODS, WHILE_TYPING, Answer, Question, answer
 from .sandbox import protections
 from .typing import type_holes
 
@@ -110,17 +110,21 @@ def eval_holes(
         sampled = {name: sample_holes(files, name, count, seed) for name in buckets or BUCKETS}
         work = progress.add_task("holes", total=len(chosen) * sum(map(len, sampled.values())))
         for name, holes in sampled.items():
+            questions = [
+                Question(hole.request(seed), hole.snapshot, hole.hole, hole.middle)
+                for hole in holes
+            ]
             for method in chosen if holes else ():
                 answers = []
-                for hole in holes:
-                    question = Question(hole.request(seed), hole.snapshot, hole.hole, hole.middle)
+                for question in questions:
                     answers.append(answer(method, engine, question))
                     progress.advance(work)
                 row = metrics.summarise(holes, answers)
                 results["buckets"].setdefault(name, {})[method] = row
                 pairs = list(zip(holes, answers, strict=True))
                 if method == _SHOWN and name != PROSE:
-                    shown.extend(pairs)
+                    typed = [answer(WHILE_TYPING, engine, question) for question in questions]
+                    shown.extend(zip(holes, typed, strict=True))
                 if method == (_SHOWN if _SHOWN in chosen else chosen[0]):
                     results["examples"] += [_example(*pair) for pair in pairs[:examples]]
 

@@ -1,8 +1,8 @@
 """Precision against coverage: of the suggestions shown above a threshold, how many are right.
 
 A suggestion is a fill's confident start (`postprocess.confident_starts`), as an editor shows it
-while the user types. It is right if the true text begins with it. The threshold is chosen on half
-of the holes and judged on the other half.
+while the user types (`methods.WHILE_TYPING`). It is right if the true text begins with it. The
+threshold is chosen on half of the holes and judged on the other half.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from ..postprocess import Rejection, confident_starts, first_that_fits
 from .holes import EvalHole
-from .methods import Answer
+from .methods import LEAST_CONFIDENCE, Answer
 from .metrics import Share
 
-THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(100))
+THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(round(100 * LEAST_CONFIDENCE), 100))
 TARGET_PRECISION = 50.0  # percent
 
 

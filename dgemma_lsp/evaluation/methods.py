@@ -8,6 +8,8 @@ copy                      no model: what followed the last place that ended as t
 auto                      what the checkpoint itself chooses
 auto, this file alone     the same, without the project's other files to recall from
 auto, nothing recalled    the same, by the model alone
+
+`WHILE_TYPING` is `auto` as the server asks unasked: what is too unsure to be shown is not written.
 """
 
 from __future__ import annotations
@@ -104,6 +106,10 @@ def _nothing_recalled(engine: InfillEngine, question: Question) -> InfillRequest
     return dataclasses.replace(question.request, recall=False)
 
 
+def _while_typing(engine: InfillEngine, question: Question) -> InfillRequest:
+    return dataclasses.replace(question.request, least_confidence=LEAST_CONFIDENCE)
+
+
 _MODEL_METHODS: dict[str, Method] = {
     "diffusion": _diffusion,
     "diffusion, length known": _length_known,
@@ -115,16 +121,20 @@ _MODEL_METHODS: dict[str, Method] = {
 }
 COPY = "copy"
 METHODS = (*_MODEL_METHODS, COPY)
+WHILE_TYPING = "while typing"
+# The lowest threshold that is looked at: of what is less likely too little is right.
+LEAST_CONFIDENCE = 0.2
 
 
 def answer(method: str, engine: InfillEngine, question: Question) -> Answer:
-    """Fill a hole by a method of `METHODS`."""
+    """Fill a hole by a method of `METHODS`, or `WHILE_TYPING`."""
     started = time.monotonic()
     result: InfillResult | None = None
     if method == COPY:
         text = copy_from_context(question.request)
     else:
-        result = engine.fill(_MODEL_METHODS[method](engine, question))
+        ask = _while_typing if method == WHILE_TYPING else _MODEL_METHODS[method]
+        result = engine.fill(ask(engine, question))
         text = result.text
     elapsed = (time.monotonic() - started) * 1000
     if result is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dgemma_lsp.evaluation.coverage import THRESHOLDS
+
 from .test_holes import SOURCE
 from .test_humaneval import PROBLEMS, write
 
@@ -35,7 +37,7 @@ def test_holes_are_measured_end_to_end(tmp_path: Path) -> None:
     results = json.loads(out.read_text("utf-8"))
     assert set(results["buckets"]) == {"rest of line", "block"}
     assert len(results["buckets"]["block"]) == 8
-    assert len(results["coverage"]["curve"]) == 100
+    assert [item["threshold"] for item in results["coverage"]["curve"]] == list(THRESHOLDS)
     assert picture.read_bytes().startswith(b"\x89PNG")
     for expected in ("| rest of line (2) | diffusion, length known |", "| copy |", "║"):
         assert expected in done.stdout
