@@ -20,11 +20,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from .vscode_window import CannotInstall, Editor, Installation, Window, editor, install
+
+Seen = TypeVar("Seen")
 
 ROOT = Path(__file__).parent.parent.parent
 EXTENSION = ROOT / "editors/vscode"
@@ -651,17 +653,18 @@ def _script(report: Report) -> str:
 
 
 def _saved(window: Window, file: Path) -> str:
-    """The text of the document, by way of the disk."""
-    window.press("Control+S")
-    window.wait("!document.querySelector('.tab.active.dirty')")
-    return file.read_text(encoding="utf-8")
+    """The text of the document, by way of the disk; it has some."""
+    window.save()
+    return _wait_until(lambda: file.read_text(encoding="utf-8"))  # empty while it is being written
 
 
-def _wait_until(is_so: Callable[[], bool], seconds: float = 15) -> None:
+def _wait_until(look: Callable[[], Seen], seconds: float = 15) -> Seen:
+    """What there is to see, once it is truthy."""
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while not (seen := look()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    return seen
 
 
 def _listed(text: str) -> str:

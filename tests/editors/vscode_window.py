@@ -176,6 +176,12 @@ class Window:
             f"document.querySelector('.action-widget')?.textContent.includes({json.dumps(title)})",
         )
 
+    def save(self) -> None:
+        """Save the document, with what changes in it between the key and the saving."""
+        self._insist(
+            lambda: self.press("Control+S"), "!document.querySelector('.tab.active.dirty')"
+        )
+
     def _insist(self, ask: Callable[[], None], shown: str) -> None:
         """Press keys until an expression is truthy: a busy window loses some."""
         for seconds in (5, 10, 30):
