@@ -200,6 +200,8 @@ class Window:
         self.wait("document.querySelector('.quick-input-widget:not([style*=\"none\"]) input')")
         self.type(f"{line}:{column}", delay=0)
         self.press("Enter")
+        # Until the box is closed it takes the keys that it knows, wherever the focus is.
+        self.wait("document.querySelector('.quick-input-widget[style*=\"none\"]')")
         self.wait("document.activeElement.closest('.monaco-editor')")
 
     def wait(self, js: str, seconds: float = 15) -> Any:
