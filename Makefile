@@ -20,7 +20,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 slow: $(VENV)/.installed-test  ## the tests that a bare pytest leaves out
-	$(BIN)/pytest -m "slow or e2e"
+	$(BIN)/pytest -m "slow or e2e" -rR
 
 wheel: $(VENV)/.installed-test
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

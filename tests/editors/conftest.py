@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 StartNeovim = Callable[..., "Neovim"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is broken fails twice; a busy editor that loses a key fails a test once, and says so."""
+    for item in items:
+        if item.get_closest_marker("e2e"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def fetched(name: str) -> Path:
     """The editor's program, else a skip."""
     try:
