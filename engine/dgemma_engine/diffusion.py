@@ -9,7 +9,6 @@ drafts, the judge chooses among them: half way, which go on, and at the end.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 
@@ -176,13 +175,9 @@ class Diffusion:
     def _scores(
         self, plan: InfillPlan, drafts: Sequence[Draft], request: InfillRequest
     ) -> list[float]:
-        """As `Judge.scores`; of drafts without text less than of any other."""
         assert plan.judge is not None
         texts = [self._texts.text_of(draft.token_ids, plan, request) for draft in drafts]
-        scores = self._judge.scores(plan.judge, texts)
-        return [
-            score if text.strip() else -math.inf for score, text in zip(scores, texts, strict=True)
-        ]
+        return self._judge.scores(plan.judge, texts)
 
     def _likely_lengths(
         self, cache: KVCache, plan: InfillPlan, generator: torch.Generator

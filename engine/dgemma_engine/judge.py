@@ -66,10 +66,11 @@ class Judge:
 
     @torch.no_grad()
     def scores(self, prompt: JudgePrompt, texts: Sequence[str]) -> list[float]:
-        """log P(text, head of the suffix | prefix) of each text, nats.
+        """log P(text, head of the suffix | prefix) of each text, nats; -inf of a blank one.
 
         Where the suffix is cut off is counted in tokens after the text, so that all texts answer
-        for about as much of it.
+        for about as much of it. No text at all would fit before most suffixes: whether a hole stays
+        empty is not asked here.
         """
         encode, head = self._tokenizer.encode, prompt.suffix[:_SUFFIX_CHARS]
         rows = []
@@ -77,8 +78,6 @@ class Judge:
             own = encode(prompt.healed + text)
             rows.append(encode(prompt.healed + text + head)[: len(own) + _SUFFIX_TOKENS])
         width = max(map(len, rows))
-        if width == 0:
-            return [0.0] * len(texts)
         cache, _ = self.prefix_cache.encode(prompt.prompt_ids)
         last = prompt.prompt_ids[-1]
         padded = [[last, *row, *([0] * (width - len(row)))] for row in rows]
@@ -93,9 +92,11 @@ class Judge:
                 float(chances[index, range(len(row)), row].sum()) if row else 0.0
                 for index, row in enumerate(rows)
             ]
-        if prompt.weigh is None:
-            return scores
-        return [score + prompt.weigh(text) for score, text in zip(scores, texts, strict=True)]
+        weigh = prompt.weigh or (lambda text: 0.0)
+        return [
+            score + weigh(text) if text.strip() else -math.inf
+            for score, text in zip(scores, texts, strict=True)
+        ]
 
 
 def _mixed_scores(chances: Tensor, rows: Sequence[Sequence[int]], mix: Mix) -> list[float]:

@@ -118,16 +118,11 @@ class LeftToRight:
             for size in range(1, length + 1)
             if is_line or size == length or self._starts_line(draft.token_ids[size])
         ][-_MOST_CUTS:]
-        texts = {
-            size: text
-            for size in sizes
-            if (text := self._texts.text_of(draft.token_ids[:size], plan, request)).strip()
-        }
-        if len(texts) < 2:
+        if len(sizes) < 2:
             return draft, chain
-        judged = self._judge.scores(plan.judge, list(texts.values()))
-        scores = dict(zip(texts, judged, strict=True))
-        size = max(scores, key=scores.__getitem__)
+        texts = [self._texts.text_of(draft.token_ids[:size], plan, request) for size in sizes]
+        scores = self._judge.scores(plan.judge, texts)
+        size = sizes[max(range(len(scores)), key=scores.__getitem__)]
         if size == length:
             return draft, chain
         cut = draft.start(size)

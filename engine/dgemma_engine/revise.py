@@ -100,7 +100,7 @@ class Revision:
                 break
         assert last is not None
         done = read_draft(last, canvas, 0, ends)
-        if plan.rules is None or not done.token_ids:
+        if plan.rules is None:
             return Fill(done, num_passes, reason, None)
         best = done.token_ids
         if plan.judge is not None and request.strength < 1.0:

@@ -15,8 +15,10 @@ from dgemma_engine import Decoder, InfillRequest
 from dgemma_engine.cache import PrefixCache
 from dgemma_engine.canvas import EOM_ID
 from dgemma_engine.chains import CausalRules
+from dgemma_engine.drafts import Draft
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.left_to_right import decode_left_to_right
+from dgemma_engine.strategies import InfillPlan
 from dgemma_engine.strategies.plan import token_mask
 
 from .tiny import build_model, engine_of, sample_request
@@ -109,16 +111,31 @@ def test_whoever_did_not_ask_is_told_nothing_sooner(shipped: DiffusionEngine) ->
 def test_what_has_no_text_loses_against_what_has(
     decoder: Decoder, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drafts, and starts of a fill, whatever the judge says: the first token says nothing new."""
+    """Drafts, and starts of a fill, however well none fits: the first token says nothing new."""
     engine = engine_of(tmp_path, line_candidates=[1, 4])
     judged: list[str] = []
 
-    def prefer_none(_: object, texts: Sequence[str]) -> list[float]:
-        judged.extend(texts)
-        return [float(not text.strip()) for text in texts]
+    def prefer_none(text: str) -> float:
+        judged.append(text)
+        return 0.0 if text.strip() else -1e6
 
-    monkeypatch.setattr(engine._judge, "scores", prefer_none)
+    def weighed(plan: InfillPlan, request: InfillRequest) -> InfillPlan:
+        assert plan.judge is not None
+        return dataclasses.replace(plan, judge=dataclasses.replace(plan.judge, weigh=prefer_none))
+
+    monkeypatch.setattr(engine._balance, "into", weighed)
     prefix, suffix = text.split("║")
     asked = sample_request(prefix=prefix, suffix=suffix, decoder=decoder, max_tokens=4)
     assert engine.fill(asked).text.strip()
-    assert len(judged) > 1
+    assert judged
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(0.5, "x + y"), (1.0, "")])
+def test_a_revision_without_text_is_none(
+    strength: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draft stays, unless all of it was to be new."""
+    nothing = Draft([], [], [0.0], [], has_ended=True)
+    monkeypatch.setattr("dgemma_engine.revise.read_draft", lambda *_: nothing)
+    asked = sample_request(draft="x + y", strength=strength)
+    assert engine_of(tmp_path).fill(asked).text == expected
