@@ -8,6 +8,7 @@ Knows ids and tensors, not text. `left_to_right.py` writes by the same rules.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from .cache import KVCache
 from .model import DiffusionGemma
+from .passes import InPasses
+from .types import CancellationToken
 
 # From a hole's tokens so far, and the log probabilities (V,) of going on and () of ending there, to
 # other ones.
@@ -73,6 +76,12 @@ class Chain:
     token_ids: tuple[int, ...]
     log_probabilities: tuple[float, ...]
     end_log_probability: float
+
+    def longer(self, token_id: int, log_probability: float) -> Chain:
+        """With a token more, behind which more is to come."""
+        return Chain(
+            (*self.token_ids, token_id), (*self.log_probabilities, log_probability), -math.inf
+        )
 
     @property
     def start_log_probability(self) -> float:
@@ -135,3 +144,54 @@ def read_left_to_right(
         own = going_on[range(len(draft)), list(draft)].tolist() if draft else []
         chains.append(Chain(tuple(draft), tuple(own), float(end[len(draft)])))
     return chains
+
+
+@torch.no_grad()
+def likely_fills(
+    model: DiffusionGemma,
+    cache: KVCache,
+    prompt_ids: Sequence[int],
+    rules: CausalRules,
+    max_tokens: int,
+    width: int,
+    mix: Mix | None = None,
+    cancel: CancellationToken | None = None,
+) -> InPasses[list[Chain]]:
+    """The likeliest fills that a search by so many starts at a time finds, the best first.
+
+    Others have a turn after every pass.
+
+    Args:
+        cache: of `prompt_ids`, one row. Only read.
+        prompt_ids: S >= 1.
+        max_tokens: of a fill.
+        width: of the search, and of fills at most.
+        mix: changes the chances of what comes next.
+        cancel: looked at before every pass.
+    Raises:
+        Cancelled: within one pass of the token being set.
+    """
+    starts, found = [Chain((), (), -math.inf)], list[Chain]()
+    for size in range(max_tokens + 1):
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        rows = [[prompt_ids[-1], *start.token_ids] for start in starts]
+        token_ids = torch.tensor(rows, device=model.device)
+        logits = model.continuation_logits(token_ids, cache, len(prompt_ids) - 1)[:, -1]  # (N, V)
+        going_on, ends = rules.log_probabilities(logits, is_first=size == 0)
+        longer = []
+        for start, chances, end in zip(starts, going_on, ends, strict=True):
+            if mix is not None:
+                chances, end = mix(start.token_ids, chances, end)
+            found.append(dataclasses.replace(start, end_log_probability=float(end)))
+            best = chances.topk(width)
+            for value, token_id in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                longer.append(start.longer(token_id, value))
+        found = sorted(found, key=lambda fill: -fill.log_probability)[:width]
+        longer.sort(key=lambda start: -start.start_log_probability)
+        least = found[-1].log_probability if len(found) == width else -math.inf
+        starts = [start for start in longer[:width] if start.start_log_probability > least]
+        if not starts:
+            break
+        yield None
+    return found

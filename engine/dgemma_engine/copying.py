@@ -67,7 +67,7 @@ class Copying:
         texts = {text: fill.draft.token_ids}
         for token_ids in self._guesses(plan, request):
             guess = self._texts.text_of(token_ids, plan, request)
-            if guess:
+            if guess and (plan.scope is None or plan.scope.first_unknown(guess) is None):
                 texts.setdefault(guess, token_ids)
         if len(texts) == 1:
             return fill

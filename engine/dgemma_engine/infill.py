@@ -37,6 +37,7 @@ from .recall import Recall, RecallWeights
 from .results import build_result
 from .revise import Revision
 from .run_form import fastest_dtype
+from .scope import Scope
 from .special_tokens import LANGUAGE_TAGS
 from .strategies import ChatStrategy, InfillPlan, InfillStrategy, choose_strategy
 from .tensor_files import read_json
@@ -441,4 +442,9 @@ class DiffusionEngine:
             )
         if self._recall is not None and request.recall:
             plan = self._recall.into(plan, request)
+        # While typing, a name that nobody gave is seldom sure enough to be shown.
+        is_asked = request.kind is HoleKind.LINE and not request.least_confidence
+        if is_asked and plan.rules is not None and request.language_id == "python":
+            scope = Scope.around(request.prefix, request.suffix, request.nearby)
+            plan = dataclasses.replace(plan, scope=scope)
         return self._balance.into(plan, request), decoder

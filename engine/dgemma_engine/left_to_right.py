@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .cache import PrefixCache
-from .chains import CausalRules, Chain, Mix, read_left_to_right
+from .chains import CausalRules, Chain, Mix, likely_fills, read_left_to_right
 from .drafts import Draft, Fill, draft_of
 from .judge import Judge
 from .model import DiffusionGemma
@@ -26,6 +26,9 @@ from .types import CancellationToken, HoleKind, InfillRequest, OnStep, StopReaso
 
 # Starts of a fill that are compared where the line goes on behind the hole.
 _MOST_CUTS = 16
+# Fills that are looked for where the first one has a name that nobody gave: of 1,900 in unseen
+# packages 148 had one; of what came instead 23 still have one, and 14 are right.
+_NUM_SEARCHED = 4
 
 
 class LeftToRight:
@@ -83,6 +86,8 @@ class LeftToRight:
         if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
             reason = StopReason.MAX_STEPS
         if not reason.is_early and request.num_tokens is None:
+            known = self._with_known_names(plan, plan.rules, draft, chain, request, cancel)
+            draft, chain = yield from known
             draft, chain = self._cut_before_suffix(plan, plan.rules, draft, chain, request)
         return Fill(draft, num_passes, reason, chain)
 
@@ -95,6 +100,39 @@ class LeftToRight:
             self._model, cache, plan.prompt_ids, [token_ids], rules, plan.mix
         )
         return draft_of(chain), chain
+
+    def _with_known_names(
+        self,
+        plan: InfillPlan,
+        rules: CausalRules,
+        draft: Draft,
+        chain: Chain,
+        request: InfillRequest,
+        cancel: CancellationToken | None,
+    ) -> InPasses[tuple[Draft, Chain]]:
+        """The fill; if it has a name that nobody gave, the likeliest other one that has none."""
+
+        def is_known(token_ids: Sequence[int]) -> bool:
+            text = self._texts.text_of(token_ids, plan, request)
+            return plan.scope is None or plan.scope.first_unknown(text) is None
+
+        if is_known(draft.token_ids):
+            return draft, chain
+        cache, _ = self.prefix_cache.encode(plan.prompt_ids)
+        others = yield from likely_fills(
+            self._model,
+            cache,
+            plan.prompt_ids,
+            rules,
+            request.max_tokens,
+            _NUM_SEARCHED,
+            plan.mix,
+            cancel,
+        )
+        for other in others:
+            if is_known(other.token_ids) and other.is_over(rules, -math.inf):
+                return draft_of(other), other
+        return draft, chain
 
     def _cut_before_suffix(
         self,
@@ -177,9 +215,5 @@ def decode_left_to_right(
         if is_full or (num_tokens is None and ended.is_over(rules, float(best))):
             yield ended
             return
-        chain = Chain(
-            (*chain.token_ids, int(token_id)),
-            (*chain.log_probabilities, float(best)),
-            -math.inf,
-        )
+        chain = chain.longer(int(token_id), float(best))
         yield chain

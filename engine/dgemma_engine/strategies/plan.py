@@ -14,6 +14,7 @@ from ..chains import CausalRules, Mix
 from ..config import ModelConfig
 from ..errors import RequestError
 from ..judge import JudgePrompt
+from ..scope import Scope
 from ..tokenizer import Tokenizer
 from ..types import Decoder, InfillRequest, JointRequest
 
@@ -44,6 +45,7 @@ class InfillPlan:
         guesses: what stood elsewhere between such texts as around the hole, the same or renamed:
             token ids of a few texts, each of so many tokens at most; None where nothing is
             recalled.
+        scope: which names may stand in the hole; None where nobody asks, or knows.
         is_reply: the text has the shape of no hole and is not cut.
     """
 
@@ -63,6 +65,7 @@ class InfillPlan:
     after_ids: Sequence[int] = ()
     mix: Mix | None = None
     guesses: Callable[[int], Iterator[list[int]]] | None = None
+    scope: Scope | None = None
     is_reply: bool = False
 
 
