@@ -216,7 +216,7 @@ def test_the_judge_chooses_among_the_guesses(
     usual = "def first(name):\n    found = table.get(name)\n    print(name)\n"
     other = "while True:\n    found = registry.obscure(name, 7) or None\n    return found.text\n"
     request = InfillRequest(
-        "def first(name):\n    found = ",
+        "from tables import registry, table\n\n\ndef first(name):\n    found = ",
         "\n    return found.text\n",
         HoleKind.LINE,
         "python",
