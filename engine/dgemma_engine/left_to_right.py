@@ -86,9 +86,10 @@ class LeftToRight:
         if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
             reason = StopReason.MAX_STEPS
         if not reason.is_early and request.num_tokens is None:
-            known = self._with_known_names(plan, plan.rules, draft, chain, request, cancel)
-            draft, chain = yield from known
-            draft, chain = self._cut_before_suffix(plan, plan.rules, draft, chain, request)
+            chain = yield from self._with_known_names(plan, plan.rules, chain, request, cancel)
+            draft, chain = self._cut_before_suffix(
+                plan, plan.rules, draft_of(chain), chain, request
+            )
         return Fill(draft, num_passes, reason, chain)
 
     def read(
@@ -105,19 +106,18 @@ class LeftToRight:
         self,
         plan: InfillPlan,
         rules: CausalRules,
-        draft: Draft,
         chain: Chain,
         request: InfillRequest,
         cancel: CancellationToken | None,
-    ) -> InPasses[tuple[Draft, Chain]]:
+    ) -> InPasses[Chain]:
         """The fill; if it has a name that nobody gave, the likeliest other one that has none."""
 
-        def is_known(token_ids: Sequence[int]) -> bool:
-            text = self._texts.text_of(token_ids, plan, request)
+        def is_known(fill: Chain) -> bool:
+            text = self._texts.text_of(fill.token_ids, plan, request)
             return plan.scope is None or plan.scope.first_unknown(text) is None
 
-        if is_known(draft.token_ids):
-            return draft, chain
+        if is_known(chain):
+            return chain
         cache, _ = self.prefix_cache.encode(plan.prompt_ids)
         others = yield from likely_fills(
             self._model,
@@ -129,10 +129,8 @@ class LeftToRight:
             plan.mix,
             cancel,
         )
-        for other in others:
-            if is_known(other.token_ids) and other.is_over(rules, -math.inf):
-                return draft_of(other), other
-        return draft, chain
+        likely = (other for other in others if other.is_over(rules, -math.inf))
+        return next(filter(is_known, likely), chain)
 
     def _cut_before_suffix(
         self,
