@@ -62,7 +62,7 @@ class InfillRequest:
         num_tokens: exact length of the fill, where the caller knows it; None lets the model decide.
             Counted from the last token edge before the hole.
         decoder: how (`Decoder`).
-        seed: of the noise; the same request and seed give the same fill on the same machine.
+        seed: of the noise; the same request and seed give the same fill in the same process.
         max_steps: denoising steps at most; None takes the checkpoint's own number.
         deadline: `time.monotonic()` seconds after which the draft at hand is returned, or None.
         least_confidence: 0 .. 1; starts of the fill that are less likely than this to be exactly
