@@ -71,8 +71,7 @@ class Copying:
                 texts.setdefault(guess, token_ids)
         if len(texts) == 1:
             return fill
-        scores = self._judge.scores(plan.judge, list(texts))
-        best = max(zip(scores, texts, strict=True), key=lambda scored: scored[0])[1]
+        best = list(texts)[self._judge.best(plan.judge, list(texts))]
         if best == text:
             return fill
         draft, chain = self._left_to_right.read(plan, plan.rules, texts[best])

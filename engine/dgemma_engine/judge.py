@@ -98,6 +98,11 @@ class Judge:
             for score, text in zip(scores, texts, strict=True)
         ]
 
+    def best(self, prompt: JudgePrompt, texts: Sequence[str]) -> int:
+        """Which of some texts has the highest score, the first of those that have it."""
+        scores = self.scores(prompt, texts)
+        return max(range(len(scores)), key=scores.__getitem__)
+
 
 def _mixed_scores(chances: Tensor, rows: Sequence[Sequence[int]], mix: Mix) -> list[float]:
     """As `Judge.scores` sums up; a place that rows share is looked at once.

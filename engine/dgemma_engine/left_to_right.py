@@ -157,8 +157,7 @@ class LeftToRight:
         if len(sizes) < 2:
             return draft, chain
         texts = [self._texts.text_of(draft.token_ids[:size], plan, request) for size in sizes]
-        scores = self._judge.scores(plan.judge, texts)
-        size = sizes[max(range(len(scores)), key=scores.__getitem__)]
+        size = sizes[self._judge.best(plan.judge, texts)]
         if size == length:
             return draft, chain
         cut = draft.start(size)

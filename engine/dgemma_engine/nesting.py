@@ -42,7 +42,7 @@ class Syntax:
     indented: str
 
 
-_PYTHON = Syntax(
+PYTHON = Syntax(
     re.compile(r"\\.|\"\"\"|'''|[\"'#\n()\[\]{}]", re.DOTALL),
     {'"""': '"""', "'''": "'''", '"': '"', "'": "'", "#": "\n"},
     ('"', "'"),
@@ -68,7 +68,7 @@ _RUST = Syntax(
     _LIKE_C.indented,
 )
 _SYNTAXES = {
-    "python": _PYTHON,
+    "python": PYTHON,
     "rust": _RUST,
     # Text in JSX may have apostrophes, so that it is not among these.
     **dict.fromkeys(("c", "cpp", "go", "java", "javascript", "typescript"), _LIKE_C),
@@ -195,11 +195,17 @@ class Nesting:
         return place is not None and self.is_end(place)
 
 
+def last_outer(text: str, syntax: Syntax) -> int:
+    """Where the last line begins that stands in no bracket; 0 if none is known to."""
+    start = 0
+    for line in syntax.outer.finditer(text):
+        start = line.start()
+    return start
+
+
 def read_prefix(prefix: str, syntax: Syntax) -> Prefix | None:
     """What stands open behind a text; None if a bracket in it closes no other."""
-    start = 0
-    for line in syntax.outer.finditer(prefix):
-        start = line.start()
+    start = last_outer(prefix, syntax)
     place = Place()
     indents: list[int] = []  # of the lines that the brackets stand on
     indent, _ = _line(prefix, start, syntax)

@@ -105,8 +105,8 @@ class Revision:
         best = done.token_ids
         if plan.judge is not None and request.strength < 1.0:
             revised = self._texts.text_of(best, plan, request)
-            scores = self._judge.scores(plan.judge, [request.draft, revised])
-            best = draft_ids if scores[0] >= scores[1] else best
+            is_new = self._judge.best(plan.judge, [request.draft, revised]) == 1
+            best = best if is_new else draft_ids
         written, chain = self._left_to_right.read(plan, plan.rules, best)
         return Fill(written, num_passes, reason, chain)
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-_PYTHON = frozenset(
+from .nesting import PYTHON, last_outer
+
+_BUILT_IN = frozenset(
     (
         *dir(builtins),
         *keyword.kwlist,
@@ -43,7 +45,6 @@ _NAME = re.compile(
     rf"(?<![\w.])[^\W\d]\w*(?![\w{_MARK}])"
 )  # not what a string's quote has before it
 _DEFINITION = re.compile(r"\s*(?:async\s+)?(def|class)\b\s*(\w*)")
-_DEFINITION_LINE = re.compile(r"^[ \t]*(?:async +)?(?:def|class) ", re.MULTILINE)
 _ALL_IMPORTED = re.compile(r"^[ \t]*from\b.*\bimport[ \t]*\*", re.MULTILINE)
 # Lines whose names are given by them, or of which nobody knows.
 _GIVING_LINE = re.compile(r"\s*(?:(?:async\s+)?def|class|import|from|global|nonlocal|case|type)\b")
@@ -90,18 +91,20 @@ class Scope:
         if any(map(_ALL_IMPORTED.search, (prefix, suffix, *rests))):
             return None
         before, after = code[:start].split("\n")[:-1], _code(rest).split("\n")
-        if _is_in_header(before, code[start:]):
+        own = code[start:]
+        if _is_in_header(before, own):
             return None
         indent = _indent(line)
         if not line.strip():  # what will be written there may be indented further
-            beside = (*_last(before), *_last(reversed(after)))
-            indent = max(indent, *(_indent(other) + 1 for other in beside), 0)
+            for others in (reversed(before), after):
+                nearest = next(filter(str.strip, others), None)
+                indent = max(indent, 0 if nearest is None else _indent(nearest) + 1)
         names = set(_outer_names((*before, *after)))
         names |= _names_around(before, after, indent)
-        own = re.sub(r"\w+\Z", "", code[start:])
-        names.update(_NAME.findall(own), _NAME.findall(re.sub(r"\A\w+", "", _code(head))))
-        known = _PYTHON.union(names, *map(_outer_names_of, rests))
-        return cls(known, code[start:][-_MOST_BEFORE:], head[:_MOST_BEHIND])
+        names.update(_NAME.findall(re.sub(r"\w+\Z", "", own)))
+        names.update(_NAME.findall(re.sub(r"\A\w+", "", _code(head))))
+        known = _BUILT_IN.union(names, *map(_outer_names_of, rests))
+        return cls(known, own[-_MOST_BEFORE:], head[:_MOST_BEHIND])
 
     def first_unknown(self, text: str) -> str | None:
         """The first name in a text for the hole that is neither known nor given there.
@@ -137,10 +140,7 @@ def _blank(text: str) -> str:
 
 def _code_before(prefix: str) -> str | None:
     """As `_code`, of a prefix that may have been cut within quotes; None if it ends within some."""
-    last = 0
-    for definition in _DEFINITION_LINE.finditer(prefix):
-        last = definition.start()
-    if not _code(prefix[last:] + "x").endswith("x"):
+    if not _code(prefix[last_outer(prefix, PYTHON) :] + "x").endswith("x"):
         return None
     # What was taken for the beginning of a docstring may be its end.
     for cut in (0, prefix.find('"""') + 3, prefix.find("'''") + 3):
@@ -154,12 +154,10 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _last(lines: Sequence[str] | Iterator[str]) -> list[str]:
-    """The last line that is not blank, if there is one."""
-    for line in reversed(list(lines)):
-        if line.strip():
-            return [line]
-    return []
+def _begins(line: str) -> int | None:
+    """How far a line is indented that may begin a statement; None for blank and closing ones."""
+    indent = _indent(line)
+    return indent if PYTHON.statement.match(line, indent) else None
 
 
 def _is_in_header(before: Sequence[str], line: str) -> bool:
@@ -184,10 +182,10 @@ def _names_around(before: Sequence[str], after: Sequence[str], indent: int) -> s
     """
     first, found = len(before), ""
     for index in range(len(before) - 1, -1, -1):
-        line = before[index]
-        if line.strip() and _indent(line) < indent and line.lstrip()[0] not in ")]}":
-            indent = _indent(line)
-            header = _DEFINITION.match(line)
+        begins = _begins(before[index])
+        if begins is not None and begins < indent:
+            indent = begins
+            header = _DEFINITION.match(before[index])
             if header and (header[1] == "def" or not found):
                 first, found = index, header[1]
     end = _indent(before[first]) if found else 0
@@ -197,7 +195,8 @@ def _names_around(before: Sequence[str], after: Sequence[str], indent: int) -> s
         return set()
     names = set(_NAME.findall("\n".join(before[first:])))
     for line in after:
-        if line.strip() and _indent(line) <= end and line.lstrip()[0] not in ")]}":
+        begins = _begins(line)
+        if begins is not None and begins <= end:
             break
         names.update(_NAME.findall(line))
     return names
@@ -212,13 +211,11 @@ def _outer_names(lines: Sequence[str]) -> Iterator[str]:
     """The names that stand in no function and no class, and those of these."""
     inside: int | None = None  # how far the definition is indented
     for line in lines:
-        if not line.strip():
-            continue
-        indent = _indent(line)
-        if inside is not None and (indent > inside or line.lstrip()[0] in ")]}"):
+        begins = _begins(line)
+        if inside is not None and (begins is None or begins > inside):
             continue
         header = _DEFINITION.match(line)
-        inside = indent if header else None
+        inside = begins if header else None
         yield from _NAME.findall(header[2] if header else line)
 
 

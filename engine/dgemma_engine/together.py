@@ -163,5 +163,4 @@ class Together:
             "".join(text + piece for text, piece in zip(texts, between, strict=True))
             for texts in candidates
         ]
-        scores = self._judge.scores(plan.judge, joined)
-        return candidates[max(range(len(scores)), key=scores.__getitem__)]
+        return candidates[self._judge.best(plan.judge, joined)]
