@@ -145,8 +145,9 @@ class Diffusion:
     ) -> Tensor:
         """(N,) the rows whose drafts fit best before the suffix, as they stand."""
         drafts = [self._read(step, canvas, row) for row in range(len(canvas.token_ids))]
-        scores = torch.tensor(self._scores(plan, drafts, request))
-        best = scores.topk(plan.num_refined).indices.sort().values
+        assert plan.judge is not None
+        scores = self._judge.scores(plan.judge, self._texts_of(drafts, plan, request))
+        best = torch.tensor(scores).topk(plan.num_refined).indices.sort().values
         return best.to(self._model.device)
 
     def _choose(
@@ -160,8 +161,8 @@ class Diffusion:
         """The draft that fits best before the suffix; nothing where the encoder expects that."""
         best = drafts[0]
         if len(drafts) > 1:
-            scores = self._scores(plan, drafts, request)
-            best = drafts[max(range(len(drafts)), key=scores.__getitem__)]
+            assert plan.judge is not None
+            best = drafts[self._judge.best(plan.judge, self._texts_of(drafts, plan, request))]
         texts: list[Sequence[int]] = [best.token_ids]
         if rules.empty is not None:
             texts.append(rules.empty)
@@ -172,12 +173,10 @@ class Diffusion:
             return draft_of(empty[0]), empty[0]
         return best, chain
 
-    def _scores(
-        self, plan: InfillPlan, drafts: Sequence[Draft], request: InfillRequest
-    ) -> list[float]:
-        assert plan.judge is not None
-        texts = [self._texts.text_of(draft.token_ids, plan, request) for draft in drafts]
-        return self._judge.scores(plan.judge, texts)
+    def _texts_of(
+        self, drafts: Sequence[Draft], plan: InfillPlan, request: InfillRequest
+    ) -> list[str]:
+        return [self._texts.text_of(draft.token_ids, plan, request) for draft in drafts]
 
     def _likely_lengths(
         self, cache: KVCache, plan: InfillPlan, generator: torch.Generator

@@ -444,7 +444,10 @@ class DiffusionEngine:
             plan = self._recall.into(plan, request)
         # While typing, a name that nobody gave is seldom sure enough to be shown.
         is_asked = request.kind is HoleKind.LINE and not request.least_confidence
-        if is_asked and plan.rules is not None and request.language_id == "python":
+        # Canvases and texts whose length is known are not looked through for names.
+        is_other = request.decoder is Decoder.DIFFUSION or request.draft or request.num_tokens
+        is_python = plan.rules is not None and request.language_id == "python"
+        if is_asked and is_python and not is_other:
             scope = Scope.around(request.prefix, request.suffix, request.nearby)
             plan = dataclasses.replace(plan, scope=scope)
         return self._balance.into(plan, request), decoder
