@@ -32,6 +32,7 @@ from dgemma_engine import (
 )
 
 from . import __version__
+from .attempts import Attempt, attempts_at, make_attempts_at_once
 from .context import ContextBudget, build_request
 from .engines import build_engine
 from .evaluation.commands import eval_group
@@ -39,7 +40,7 @@ from .hole import Hole, select_hole, selection_hole
 from .ignored import holds_secrets
 from .model_commands import bench, engine_options, models, quantize
 from .nearby import texts_near
-from .postprocess import Rejection, postprocess
+from .postprocess import Rejection
 from .related import RelatedText
 from .render import FILL_STYLE, CanvasView, in_place, summary
 from .settings import ENGINES, Settings, project_folder, read_project
@@ -192,8 +193,14 @@ def fill(
     engine = dgemma_engine.load_engine(model, device, dtype, quantization)
     console = Console(stderr=as_json, highlight=False, markup=False)
     prefix, suffix = file.text[: hole.start] + hole.before, hole.after + file.text[hole.end :]
-    result = _run(engine, request, console, prefix, suffix, watch=watch)
-    outcome = postprocess(snapshot, hole, result.text)
+
+    def run(attempt: Attempt) -> InfillResult:
+        shows = watch and attempt.is_shown
+        return _run(engine, attempt.request, console, prefix, suffix, watch=shows)
+
+    attempts = attempts_at(snapshot, hole, request, Settings().repairs)
+    offer, result = make_attempts_at_once(attempts, run)
+    outcome = offer if isinstance(offer, Rejection) else offer[0]
     has_fill = isinstance(outcome, str)
     if write and isinstance(outcome, str):
         file.write(prefix + outcome.replace("\n", snapshot.eol) + suffix)
@@ -352,9 +359,7 @@ def _find_hole(location: Location) -> tuple[SourceFile, Hole]:
     file = SourceFile.read(location.path)
     start, end = file.span(location)
     if start == end:
-        snapshot = file.snapshot()
-        snapshot.syntax.wait()
-        return file, select_hole(snapshot, start, cover_marker=True)
+        return file, select_hole(file.snapshot(), start, cover_marker=True)
     return file, selection_hole(file.snapshot(), start, end)
 
 

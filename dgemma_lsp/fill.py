@@ -1,8 +1,8 @@
 """From a snapshot and a hole to the text that is offered, or to the reason why none is.
 
-The one path that every feature takes: context, scheduler, filters, repair. It knows no LSP request;
-the features turn its outcome into one. Every outcome is counted, and the last one of each document
-can be explained.
+The one path that every feature takes: context, then what `attempts.py` tries, by the scheduler. It
+knows no LSP request; the features turn its outcome into one. Every outcome is counted, and the last
+one of each document can be explained.
 """
 
 from __future__ import annotations
@@ -14,35 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dgemma_engine.errors import Cancelled, DGemmaError
-from dgemma_engine.types import (
-    Decoder,
-    InfillRequest,
-    InfillResult,
-    OnJointStep,
-    OnStep,
-    StopReason,
-)
+from dgemma_engine.types import Decoder, InfillRequest, InfillResult, OnJointStep, OnStep
 
+from .attempts import Attempt, attempts_at, make_attempts
 from .context import ContextBudget, build_joint_request, build_request
 from .document import DocumentSnapshot
 from .hole import Hole
-from .postprocess import (
-    Rejection,
-    RejectReason,
-    broken_part,
-    confident_starts,
-    first_that_fits,
-    sound_starts,
-)
+from .postprocess import Rejection, RejectReason, first_that_fits
 from .scheduler import EngineLoadFailed, FillScheduler
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
-
-# A fill that cannot be repaired is cut shorter so often at most.
-_MOST_STARTS = 32
 
 FindRelated = Callable[[DocumentSnapshot, Hole, Settings], str]
 FindNearby = Callable[[DocumentSnapshot, Hole, Settings], tuple[str, ...]]
@@ -126,30 +111,68 @@ class Filler:
             EngineLoadFailed: there is no engine.
             DGemmaError: as the engine raises, `Cancelled` excepted.
         """
+        texts = await self.fill_several(
+            snapshot, hole, settings, 1, while_typing=while_typing, draft=draft, on_step=on_step
+        )
+        return texts if isinstance(texts, Rejection) else texts[0]
+
+    async def fill_several(
+        self,
+        snapshot: DocumentSnapshot,
+        hole: Hole,
+        settings: Settings,
+        most: int,
+        *,
+        while_typing: bool,
+        draft: Draft | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[str] | Rejection:
+        """As `fill`, and other texts besides, as far as the engine knows them.
+
+        Returns:
+            different ones, the best first, `most` at most.
+        """
         started = time.monotonic()
-        request = self.request(snapshot, hole, settings)
+        # Not all of the others may fit.
+        request = dataclasses.replace(
+            self.request(snapshot, hole, settings), num_alternatives=most - 1 + most // 2
+        )
+        find_threshold, seconds = None, math.inf
         if while_typing:
-            request = dataclasses.replace(request, least_confidence=self._threshold(settings))
+            find_threshold = partial(self._threshold, settings)
+            request = dataclasses.replace(request, least_confidence=find_threshold())
+            seconds = settings.deadline_ms / 1000 or math.inf
         if draft is not None:
             request = dataclasses.replace(request, draft=draft.text, strength=draft.strength)
-        spent: list[float] = []
-        try:
-            outcome = await self._fill(
-                snapshot, hole, settings, request, on_step, spent, while_typing=while_typing
+
+        async def fill(attempt: Attempt) -> InfillResult:
+            result = await self.scheduler.fill(
+                attempt.request,
+                document=snapshot.uri,
+                while_typing=while_typing,
+                time_limit=attempt.seconds if math.isfinite(attempt.seconds) else None,
+                on_step=on_step if attempt.is_shown else None,
             )
+            _log(hole, result)
+            return result
+
+        attempts = attempts_at(snapshot, hole, request, settings.repairs, find_threshold, seconds)
+        try:
+            offer, result = await make_attempts(attempts, fill)
         except Cancelled as error:
-            outcome = Rejection(RejectReason.CANCELLED, str(error))
+            return self.count(snapshot, Rejection(RejectReason.CANCELLED, str(error)))
         except EngineLoadFailed as error:
             self.count(snapshot, Rejection(RejectReason.NO_ENGINE, str(error)))
             raise
         except DGemmaError as error:
             self.count(snapshot, Rejection(RejectReason.FAILED, str(error)))
             raise
-        if isinstance(outcome, Rejection):
-            return self.count(snapshot, outcome)
+        if isinstance(offer, Rejection):
+            return self.count(snapshot, offer)
         elapsed = (time.monotonic() - started) * 1000
-        self.count_shown(snapshot, f"filled in {elapsed:.0f} ms", elapsed, sum(spent))
-        return outcome
+        how = f"filled in {elapsed:.0f} ms"
+        self.count_shown(snapshot, how, elapsed, result.timings.total_ms)
+        return offer[:most]
 
     async def revise_together(
         self,
@@ -198,72 +221,6 @@ class Filler:
             result.stop_reason.value,
         )
         return texts
-
-    async def _fill(
-        self,
-        snapshot: DocumentSnapshot,
-        hole: Hole,
-        settings: Settings,
-        request: InfillRequest,
-        on_step: OnStep | None,
-        spent: list[float],
-        *,
-        while_typing: bool,
-    ) -> str | Rejection:
-        has_deadline = while_typing and settings.deadline_ms > 0
-        seconds = settings.deadline_ms / 1000 if has_deadline else math.inf
-
-        async def run(request: InfillRequest) -> InfillResult:
-            nonlocal seconds
-            result = await self.scheduler.fill(
-                request,
-                document=snapshot.uri,
-                while_typing=while_typing,
-                time_limit=seconds if has_deadline else None,
-                on_step=on_step,
-            )
-            seconds -= result.timings.total_ms / 1000
-            spent.append(result.timings.total_ms)
-            _log(hole, result)
-            return result
-
-        result = await run(request)
-        first = whole = result.text
-        texts: list[str] | Rejection = [result.text]
-        if while_typing:
-            texts = confident_starts(result, self._threshold(settings))
-        outcome = (
-            texts if isinstance(texts, Rejection) else first_that_fits(snapshot, hole, texts, whole)
-        )
-        for attempt in range(1, settings.repairs + 1):
-            if seconds <= 0 or not _is_broken(outcome) or isinstance(texts, Rejection):
-                break
-            if texts[0] != whole:  # it is not broken, but not all of it is likely
-                break
-            start, end = broken_part(snapshot, hole, texts[0])
-            head, tail = texts[0][:start], texts[0][end:]
-            # The sound part stays: to the model it is text before and after a smaller hole.
-            smaller = dataclasses.replace(
-                request,
-                prefix=request.prefix + head,
-                suffix=tail + request.suffix,
-                seed=request.seed + attempt,
-                draft=None,
-            )
-            result = await run(smaller)
-            if while_typing and result.confidence < self._threshold(settings):
-                break
-            whole = head + result.text + tail
-            texts = [whole]
-            outcome = first_that_fits(snapshot, hole, texts, whole)
-        if _is_broken(outcome) and not while_typing:
-            starts = sound_starts(first)[:_MOST_STARTS]
-            sound = first_that_fits(snapshot, hole, starts, first) if starts else outcome
-            outcome = sound if isinstance(sound, str) else outcome
-        if isinstance(outcome, Rejection) and result.stop_reason is StopReason.DEADLINE:
-            detail = f"the time was over after {result.num_passes} passes; {outcome.detail}"
-            return Rejection(RejectReason.DEADLINE, detail)
-        return outcome
 
     def _threshold(self, settings: Settings) -> float:
         if settings.min_confidence is not None:
@@ -363,13 +320,6 @@ def in_places_of(
     text = "".join(parts) + snapshot.text[end:]
     present = DocumentSnapshot(snapshot.uri, snapshot.version, snapshot.language_id, text)
     return present, moved
-
-
-def _is_broken(outcome: str | Rejection) -> bool:
-    return isinstance(outcome, Rejection) and outcome.reason in (
-        RejectReason.DOES_NOT_PARSE,
-        RejectReason.UNBALANCED,
-    )
 
 
 def _log(hole: Hole, result: InfillResult) -> None:

@@ -103,8 +103,11 @@ class SourceFile:
         return language_id_of_path(self.path)
 
     def snapshot(self) -> DocumentSnapshot:
-        """The file as the hole selection and the context see a document."""
-        return DocumentSnapshot(self.path.resolve().as_uri(), 0, self.language_id, self.text)
+        """The file as the hole selection and the context see a document; its tree is there."""
+        uri = self.path.resolve().as_uri()
+        snapshot = DocumentSnapshot(uri, 0, self.language_id, self.text)
+        snapshot.syntax.wait()
+        return snapshot
 
     def span(self, location: Location) -> tuple[int, int]:
         """Character offsets of a location, start and end; equal for a cursor.

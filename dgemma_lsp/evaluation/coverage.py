@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def shown_text(hole: EvalHole, answer: Answer, threshold: float) -> str | None:
     starts = confident_starts(answer.result, threshold)
     if isinstance(starts, Rejection):
         return None
-    outcome = first_that_fits(hole.snapshot, hole.hole, starts, answer.result.text)
+    return _offered(hole, tuple(starts), answer.result.text)
+
+
+@lru_cache(maxsize=100_000)  # many thresholds leave the same starts
+def _offered(hole: EvalHole, starts: tuple[str, ...], whole: str) -> str | None:
+    outcome = first_that_fits(hole.snapshot, hole.hole, starts, whole)
     return outcome if isinstance(outcome, str) else None
 
 

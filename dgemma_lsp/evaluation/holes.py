@@ -65,8 +65,11 @@ class EvalHole:
 
     @property
     def snapshot(self) -> DocumentSnapshot:
-        """The file without `middle`, as an editor would hold it."""
-        return DocumentSnapshot(f"file:///{self.source}", 0, "python", self.before + self.after)
+        """The file without `middle`, as an editor has held it for a while."""
+        text = self.before + self.after
+        snapshot = DocumentSnapshot(f"file:///{self.source}", 0, "python", text)
+        snapshot.syntax.wait()
+        return snapshot
 
     @property
     def hole(self) -> Hole:

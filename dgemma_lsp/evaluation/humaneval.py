@@ -48,7 +48,9 @@ class Problem:
     @property
     def snapshot(self) -> DocumentSnapshot:
         text = self.prompt + self.suffix
-        return DocumentSnapshot(f"file:///{self.task_id}.py", 0, "python", text)
+        snapshot = DocumentSnapshot(f"file:///{self.task_id}.py", 0, "python", text)
+        snapshot.syntax.wait()
+        return snapshot
 
     @property
     def hole(self) -> Hole:

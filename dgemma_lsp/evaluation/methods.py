@@ -5,7 +5,7 @@ diffusion, length known   the same, told how many tokens belong into the hole
 left to right             by the encoder, with the suffix in its prompt (fill in the middle)
 left to right, no suffix  for blocks, told how many tokens; else it ends at the line's end
 copy                      no model: what followed the last place that ended as the prefix does
-auto                      what the checkpoint itself chooses
+auto                      what the product offers who asks for a fill
 auto, this file alone     the same, without the project's other files to recall from
 auto, nothing recalled    the same, by the model alone
 
@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from dgemma_engine.copying import copy_from_context
 from dgemma_engine.types import Decoder, HoleKind, InfillEngine, InfillRequest, InfillResult
 
+from ..attempts import attempts_at, make_attempts_at_once
 from ..document import DocumentSnapshot
 from ..hole import Hole
 from ..nearby import rest_of_document
-from ..postprocess import postprocess
+from ..postprocess import Rejection, postprocess
 from ..settings import Settings
 
 
@@ -34,7 +35,7 @@ class Answer:
     """What a method put into a hole.
 
     Attributes:
-        text: as it came.
+        text: as it came; of `auto` what is offered, if anything is.
         shown: after the product's filters; None if they refused it.
         num_passes: of the model; 0 without one.
         milliseconds: wall time of the engine.
@@ -119,6 +120,8 @@ _MODEL_METHODS: dict[str, Method] = {
     "auto, this file alone": _file_alone,
     "auto, nothing recalled": _nothing_recalled,
 }
+# All that the server tries for a text that was asked for is tried; its answer is what is offered.
+AS_PRODUCT = ("auto", "auto, this file alone", "auto, nothing recalled")
 COPY = "copy"
 METHODS = (*_MODEL_METHODS, COPY)
 WHILE_TYPING = "while typing"
@@ -128,22 +131,26 @@ LEAST_CONFIDENCE = 0.2
 
 def answer(method: str, engine: InfillEngine, question: Question) -> Answer:
     """Fill a hole by a method of `METHODS`, or `WHILE_TYPING`."""
-    started = time.monotonic()
-    result: InfillResult | None = None
+    snapshot, hole = question.snapshot, question.hole
     if method == COPY:
+        started = time.monotonic()
         text = copy_from_context(question.request)
+        elapsed = (time.monotonic() - started) * 1000
+        outcome = postprocess(snapshot, hole, text)
+        return Answer(text, outcome if isinstance(outcome, str) else None, 0, elapsed)
+    ask = _while_typing if method == WHILE_TYPING else _MODEL_METHODS[method]
+    request = ask(engine, question)
+    shown: str | None = None
+    if method in AS_PRODUCT:
+        attempts = attempts_at(snapshot, hole, request, Settings().repairs)
+        offer, result = make_attempts_at_once(
+            attempts, lambda attempt: engine.fill(attempt.request)
+        )
+        shown = None if isinstance(offer, Rejection) else offer[0]
+        text = result.text if shown is None else shown
     else:
-        ask = _while_typing if method == WHILE_TYPING else _MODEL_METHODS[method]
-        result = engine.fill(ask(engine, question))
+        result = engine.fill(request)
         text = result.text
-    elapsed = (time.monotonic() - started) * 1000
-    if result is not None:
-        elapsed = result.timings.total_ms
-    outcome = postprocess(question.snapshot, question.hole, text)
-    return Answer(
-        text,
-        outcome if isinstance(outcome, str) else None,
-        result.num_passes if result is not None else 0,
-        elapsed,
-        result,
-    )
+        outcome = postprocess(snapshot, hole, text)
+        shown = outcome if isinstance(outcome, str) else None
+    return Answer(text, shown, result.num_passes, result.timings.total_ms, result)

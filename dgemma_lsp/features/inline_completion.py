@@ -85,6 +85,8 @@ async def _suggest(
     if (selected := params.context.selected_completion_info) is not None:
         return await _continue_selected(server, snapshot, selected)
     offset = snapshot.offset_at(params.position, server.encoding)
+    if is_asked_for:
+        await snapshot.syntax.ready()  # somebody waits for it anyway
     hole = select_hole(snapshot, offset)
     if not is_asked_for:
         if (rest := server.memory.recall(snapshot, hole)) is not None:
@@ -119,26 +121,27 @@ async def _texts(
 ) -> list[str]:
     """The texts to offer, the best first: one while typing, several different ones when asked."""
     watch = Watch(server)
-    texts: list[str] = []
-    for variant in _variants(settings) if is_asked_for else [settings]:
-        async with watch.of(snapshot, hole) as on_step:
-            outcome = await server.filler.fill(
-                snapshot, hole, variant, while_typing=not is_asked_for, on_step=on_step
-            )
-        if isinstance(outcome, str) and outcome not in texts:
-            texts.append(outcome)
-        if len(texts) == settings.alternatives:
+    most = settings.alternatives if is_asked_for else 1
+    async with watch.of(snapshot, hole) as on_step:
+        outcome = await server.filler.fill_several(
+            snapshot, hole, settings, most, while_typing=not is_asked_for, on_step=on_step
+        )
+    texts = outcome if isinstance(outcome, list) else []
+    if most == 1 or len(texts) > 1:
+        return texts
+    # The engine knows of no other likely texts: from other noise, half as many again as wanted.
+    for number in range(1, most + most // 2 + 1):
+        if len(texts) == most:
             break
+        seed = settings.seed + number
+        variant = dataclasses.replace(settings, decoder=Decoder.DIFFUSION.value, seed=seed)
+        async with watch.of(snapshot, hole) as on_step:
+            other = await server.filler.fill(
+                snapshot, hole, variant, while_typing=False, on_step=on_step
+            )
+        if isinstance(other, str) and other not in texts:
+            texts.append(other)
     return texts
-
-
-def _variants(settings: Settings) -> list[Settings]:
-    """What to ask for alternatives: as set, then from other noise, half as many again as wanted."""
-    others = [
-        dataclasses.replace(settings, decoder=Decoder.DIFFUSION.value, seed=settings.seed + number)
-        for number in range(1, settings.alternatives + settings.alternatives // 2 + 1)
-    ]
-    return [settings, *(others if settings.alternatives > 1 else [])]
 
 
 async def _continue_selected(

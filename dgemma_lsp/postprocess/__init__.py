@@ -14,7 +14,7 @@ from ..hole import Hole
 from .brackets import close_brackets, is_balanced, opens_quote
 from .confident_start import confident_starts, sound_starts
 from .empty import reject_empty
-from .in_place import broken_part, parse_in_place
+from .in_place import broken_part, num_errors_in_place, parse_in_place
 from .one_line import keep_one_line
 from .rejection import Rejection, RejectReason
 from .repetition import trim_repetition
@@ -29,6 +29,7 @@ __all__ = [
     "broken_part",
     "confident_starts",
     "first_that_fits",
+    "num_errors_in_place",
     "postprocess",
     "sound_starts",
 ]

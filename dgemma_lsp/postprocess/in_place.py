@@ -21,16 +21,21 @@ _ANY_NAME = "_"
 
 def parse_in_place(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | Rejection:
     """Reject a fill that the grammar cannot read where it stands."""
-    tree = snapshot.syntax.now()
-    if tree is None:
-        return text
-    filled = tree.edited(hole.start, hole.end, hole.before + text + hole.after)
-    if not filled.has_errors:
-        return text
-    num_errors = len(_errors(filled, hole.start, hole.start + len(text)))
-    if num_errors <= _least_errors(snapshot.syntax, hole):
+    num_errors = num_errors_in_place(snapshot, hole, text)
+    if not num_errors or num_errors <= _least_errors(snapshot.syntax, hole):
         return text
     return Rejection(RejectReason.DOES_NOT_PARSE, "the text with the fill in it does not parse")
+
+
+def num_errors_in_place(snapshot: DocumentSnapshot, hole: Hole, text: str) -> int:
+    """How much around a hole the grammar cannot read with a text in it; 0 without a grammar."""
+    tree = snapshot.syntax.now()
+    if tree is None:
+        return 0
+    filled = tree.edited(hole.start, hole.end, hole.before + text + hole.after)
+    if not filled.has_errors:
+        return 0
+    return len(_errors(filled, hole.start, hole.start + len(text)))
 
 
 def broken_part(snapshot: DocumentSnapshot, hole: Hole, text: str) -> tuple[int, int]:

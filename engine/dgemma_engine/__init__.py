@@ -25,6 +25,7 @@ from .errors import (
 
 # Requests and results
 from .types import (
+    Alternative,
     CancellationToken,
     Decoder,
     DraftStep,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .timing import Bench
 
 __all__ = [
+    "Alternative",
     "CancellationToken",
     "Cancelled",
     "CheckpointError",

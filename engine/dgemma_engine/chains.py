@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -156,6 +157,7 @@ def likely_fills(
     width: int,
     mix: Mix | None = None,
     cancel: CancellationToken | None = None,
+    deadline: float | None = None,
 ) -> InPasses[list[Chain]]:
     """The likeliest fills that a search by so many starts at a time finds, the best first.
 
@@ -168,6 +170,7 @@ def likely_fills(
         width: of the search, and of fills at most.
         mix: changes the chances of what comes next.
         cancel: looked at before every pass.
+        deadline: `time.monotonic()` seconds after which what was found so far is returned.
     Raises:
         Cancelled: within one pass of the token being set.
     """
@@ -175,6 +178,8 @@ def likely_fills(
     for size in range(max_tokens + 1):
         if cancel is not None:
             cancel.raise_if_cancelled()
+        if deadline is not None and time.monotonic() >= deadline:
+            break
         rows = [[prompt_ids[-1], *start.token_ids] for start in starts]
         token_ids = torch.tensor(rows, device=model.device)
         logits = model.continuation_logits(token_ids, cache, len(prompt_ids) - 1)[:, -1]  # (N, V)

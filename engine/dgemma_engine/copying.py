@@ -75,7 +75,8 @@ class Copying:
         if best == text:
             return fill
         draft, chain = self._left_to_right.read(plan, plan.rules, texts[best])
-        return fill._replace(draft=draft, chain=chain)
+        others = fill.others if fill.chain is None else (fill.chain, *fill.others)
+        return fill._replace(draft=draft, chain=chain, others=others)
 
     def _guesses(self, plan: InfillPlan, request: InfillRequest) -> Iterator[list[int]]:
         copied = self._texts.draft_ids(copy_from_context(request), plan.healed)

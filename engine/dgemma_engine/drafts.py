@@ -40,12 +40,15 @@ class Draft(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """What a decoder came to; `chain` is None where nothing can read it from left to right."""
+    """What a decoder came to, and what else it might have been; `chain` is None where nothing can
+    read it from left to right.
+    """
 
     draft: Draft
     num_passes: int
     stop_reason: StopReason
     chain: Chain | None
+    others: tuple[Chain, ...] = ()
 
 
 def read_draft(

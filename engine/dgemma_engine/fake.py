@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from .errors import HolesTooFarApart
 from .lockstep import run_in_step
 from .types import (
+    Alternative,
     CancellationToken,
     ChatRequest,
     ClientFill,
@@ -34,11 +35,12 @@ from .types import (
 class FakeEngine:
     """Answers with `answer(request)` after `num_passes` passes of `pass_seconds` each.
 
-    Claims `confidence` for all of its text. Fills up to `most_together` holes together, if that is
-    more than one. Keeps every request it was given in `requests` and `joint_requests`, what it was
-    to encode ahead in `encoded`, how many fills were cancelled in `num_cancelled`, which clients
-    left in `forgotten`, and those of each `fill_many` in `batches`; a pass of several fills takes
-    as long as one.
+    Claims `confidence` for all of its text. Knows `alternatives` to every line, half as likely
+    each, if there are any, as a decoder from left to right does. Fills up to `most_together` holes
+    together, if that is more than one. Keeps every request it was given in `requests` and
+    `joint_requests`, what it was to encode ahead in `encoded`, how many fills were cancelled in
+    `num_cancelled`, which clients left in `forgotten`, and those of each `fill_many` in `batches`;
+    a pass of several fills takes as long as one.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FakeEngine:
         num_passes: int = 4,
         pass_seconds: float = 0.0,
         confidence: float = 1.0,
+        alternatives: Sequence[str] = (),
         most_together: int = 0,
         most_at_once: int = 1,
     ) -> None:
@@ -55,6 +58,7 @@ class FakeEngine:
         self._num_passes = num_passes
         self._pass_seconds = pass_seconds
         self._confidence = confidence
+        self._alternatives = alternatives
         self._most_together = most_together
         self.most_at_once = most_at_once
         self.requests: list[InfillRequest] = []
@@ -194,6 +198,7 @@ class FakeEngine:
                 tokens = (DraftToken(text, confidence=1.0, is_accepted=True),)
                 on_step(DraftStep(step, self._num_passes, text, tokens, mean_entropy=0.0))
         elapsed_ms = (time.monotonic() - start) * 1000
+        others = self._alternatives[: request.num_alternatives]
         return InfillResult(
             text=text,
             token_ids=(),
@@ -202,10 +207,11 @@ class FakeEngine:
             prefix_confidences=(self._confidence,),
             confidence=self._confidence,
             mean_entropy=0.0,
-            decoder=Decoder.DIFFUSION,
+            decoder=Decoder.LEFT_TO_RIGHT if self._alternatives else Decoder.DIFFUSION,
             num_passes=num_passes,
             num_cached_tokens=0,
             num_context_tokens=0,
             timings=Timings(encode_ms=0.0, denoise_ms=elapsed_ms, total_ms=elapsed_ms),
             stop_reason=stop_reason,
+            alternatives=tuple(Alternative(other, self._confidence / 2) for other in others),
         )

@@ -85,12 +85,13 @@ class LeftToRight:
             yield None
         if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
             reason = StopReason.MAX_STEPS
+        others: list[Chain] = []
         if not reason.is_early and request.num_tokens is None:
-            chain = yield from self._with_known_names(plan, plan.rules, chain, request, cancel)
+            chain, others = yield from self._among_likely(plan, plan.rules, chain, request, cancel)
             draft, chain = self._cut_before_suffix(
                 plan, plan.rules, draft_of(chain), chain, request
             )
-        return Fill(draft, num_passes, reason, chain)
+        return Fill(draft, num_passes, reason, chain, tuple(others))
 
     def read(
         self, plan: InfillPlan, rules: CausalRules, token_ids: list[int]
@@ -102,22 +103,27 @@ class LeftToRight:
         )
         return draft_of(chain), chain
 
-    def _with_known_names(
+    def _among_likely(
         self,
         plan: InfillPlan,
         rules: CausalRules,
         chain: Chain,
         request: InfillRequest,
         cancel: CancellationToken | None,
-    ) -> InPasses[Chain]:
-        """The fill; if it has a name that nobody gave, the likeliest other one that has none."""
+    ) -> InPasses[tuple[Chain, list[Chain]]]:
+        """The fill; if it has a name that nobody gave, the likeliest other one that has none.
+
+        Returns:
+            and all likely ones that have none, if they are wanted, or had to be looked for.
+        """
 
         def is_known(fill: Chain) -> bool:
             text = self._texts.text_of(fill.token_ids, plan, request)
             return plan.scope is None or plan.scope.first_unknown(text) is None
 
-        if is_known(chain):
-            return chain
+        num_wanted = request.num_alternatives if request.kind is HoleKind.LINE else 0
+        if is_known(chain) and not num_wanted:
+            return chain, []
         cache, _ = self.prefix_cache.encode(plan.prompt_ids)
         others = yield from likely_fills(
             self._model,
@@ -125,12 +131,15 @@ class LeftToRight:
             plan.prompt_ids,
             rules,
             request.max_tokens,
-            _NUM_SEARCHED,
+            max(_NUM_SEARCHED, 1 + num_wanted),
             plan.mix,
             cancel,
+            request.deadline,
         )
-        likely = (other for other in others if other.is_over(rules, -math.inf))
-        return next(filter(is_known, likely), chain)
+        known = [fill for fill in others if fill.is_over(rules, -math.inf) and is_known(fill)]
+        if known and not is_known(chain):
+            chain = known[0]
+        return chain, known
 
     def _cut_before_suffix(
         self,

@@ -11,7 +11,7 @@ import math
 from .drafts import Fill
 from .strategies import InfillPlan
 from .texts import Texts
-from .types import Decoder, InfillRequest, InfillResult, StopReason, Timings
+from .types import Alternative, Decoder, InfillRequest, InfillResult, StopReason, Timings
 
 _LEAST_PROBABILITY = 1e-30
 
@@ -57,4 +57,18 @@ def build_result(
         num_context_tokens=len(plan.prompt_ids),
         timings=timings,
         stop_reason=fill.stop_reason,
+        alternatives=_alternatives(fill, text, plan, request, texts),
     )
+
+
+def _alternatives(
+    fill: Fill, text: str, plan: InfillPlan, request: InfillRequest, texts: Texts
+) -> tuple[Alternative, ...]:
+    """The fill's others that are different texts, and texts at all."""
+    found: dict[str, Alternative] = {}
+    for chain in fill.others:
+        other = texts.text_of(chain.token_ids, plan, request)
+        if other.strip() and other.rstrip() != text.rstrip():
+            confidence = math.exp(chain.log_probability)
+            found.setdefault(other.rstrip(), Alternative(other, confidence))
+    return tuple(found.values())[: request.num_alternatives]

@@ -6,6 +6,7 @@ It knows text, not Positions, files or editors. Read `infill.py` next: what a re
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class InfillRequest:
         least_confidence: 0 .. 1; starts of the fill that are less likely than this to be exactly
             right are of no use (`InfillResult.prefix_confidences`). A decoder that knows how likely
             they are before the rest is there ends with the first such start.
+        num_alternatives: how many other texts for the hole are wanted beside the fill, 0 .. 16
+            (`InfillResult.alternatives`).
         draft: a text for the hole that is revised, by diffusion: what the model finds least likely
             in it becomes noise and is denoised again. None begins with nothing but noise.
         strength: share of the draft's tokens that become noise, above 0 and at most 1.
@@ -91,6 +94,7 @@ class InfillRequest:
     max_steps: int | None = None
     deadline: float | None = None
     least_confidence: float = 0.0
+    num_alternatives: int = 0
     draft: str | None = None
     strength: float = 1.0
     nearby: tuple[str, ...] = ()
@@ -107,6 +111,8 @@ class InfillRequest:
             raise RequestError(f"max_steps must be at least 1, got {self.max_steps}")
         if not 0 <= self.least_confidence <= 1:
             raise RequestError(f"least_confidence must be in 0 .. 1, got {self.least_confidence}")
+        if not 0 <= self.num_alternatives <= 16:
+            raise RequestError(f"num_alternatives must be in 0 .. 16, got {self.num_alternatives}")
         if not 0 < self.strength <= 1:
             raise RequestError(f"strength must be above 0 and at most 1, got {self.strength}")
         if self.draft is not None and self.decoder is Decoder.LEFT_TO_RIGHT:
@@ -207,6 +213,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another text for a hole; `confidence` is how likely it is to be exactly right, 0 .. 1."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class InfillResult:
     """A filled hole.
 
@@ -228,6 +242,8 @@ class InfillResult:
         num_context_tokens: context tokens in all.
         timings: wall time.
         stop_reason: why denoising ended.
+        alternatives: the likeliest other texts, the best first, as many as were wanted at most.
+            Of lines that were written left to right, whose length nobody told; else none.
     """
 
     text: str
@@ -243,6 +259,19 @@ class InfillResult:
     num_context_tokens: int
     timings: Timings
     stop_reason: StopReason
+    alternatives: tuple[Alternative, ...] = ()
+
+    def with_instead(self, alternative: Alternative) -> InfillResult:
+        """As if this were the fill; of its tokens nothing is known."""
+        return dataclasses.replace(
+            self,
+            text=alternative.text,
+            token_ids=(),
+            token_confidences=(),
+            token_ends=(len(alternative.text),),
+            prefix_confidences=(alternative.confidence,),
+            confidence=alternative.confidence,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from dgemma_engine import CancellationToken, Decoder, HoleKind, InfillRequest, InfillResult
-from dgemma_engine.chains import Mix, likely_fills
+from dgemma_engine import CancellationToken, Decoder, HoleKind, InfillRequest
+from dgemma_engine.chains import likely_fills
 from dgemma_engine.drafts import Fill, draft_of
 from dgemma_engine.errors import Cancelled
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.scope import Scope
 from dgemma_engine.types import StopReason
 
+from .known_texts import fill_by, mix_of
 from .tiny import save_checkpoint
 
 HOLE = "def g(left, right):\n    return ║\n\n\nx = 1\n"
@@ -34,40 +33,6 @@ def request() -> InfillRequest:
     return InfillRequest(
         prefix, suffix, language_id="python", decoder=Decoder.LEFT_TO_RIGHT, max_tokens=24
     )
-
-
-def writer_of(engine: DiffusionEngine, asked: InfillRequest, texts: dict[str, float]) -> Mix:
-    """A model that knows a few texts for a hole, and how likely each is."""
-    healed = engine.strategy.plan(asked).healed
-    rows = [(engine._texts.draft_ids(text, healed), chance) for text, chance in texts.items()]
-
-    def mix(written: Sequence[int], going_on: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        chances, ending = torch.full_like(going_on, 1e-9), 1e-9
-        for token_ids, chance in rows:
-            if list(written) == token_ids[: len(written)]:
-                if len(written) == len(token_ids):
-                    ending += chance
-                else:
-                    chances[token_ids[len(written)]] += chance
-        total = float(chances.sum()) + ending
-        return (chances / total).log(), torch.tensor(ending / total).log()
-
-    return mix
-
-
-def fill(
-    engine: DiffusionEngine,
-    monkeypatch: pytest.MonkeyPatch,
-    texts: dict[str, float],
-    asked: InfillRequest | None = None,
-) -> InfillResult:
-    """What a hole gets from a model that knows these texts."""
-    asked = asked or request()
-    mix = writer_of(engine, asked, texts)
-    monkeypatch.setattr(
-        engine._balance, "into", lambda plan, _: dataclasses.replace(plan, mix=mix, judge=None)
-    )
-    return engine.fill(asked)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +52,7 @@ def test_a_fill_with_a_made_up_name_gives_way(
     expected: str,
 ) -> None:
     """To the likeliest that has none, as likely as it is."""
-    result = fill(engine, monkeypatch, texts)
+    result = fill_by(engine, monkeypatch, request(), texts)
     assert result.text == expected
     assert result.confidence == pytest.approx(texts[expected], abs=0.01)
 
@@ -97,7 +62,7 @@ def test_only_lines_that_were_asked_for_are_looked_for_again(
     engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     asked = dataclasses.replace(request(), **change)
-    assert fill(engine, monkeypatch, {"made": 0.6, "left": 0.4}, asked).text == "made"
+    assert fill_by(engine, monkeypatch, asked, {"made": 0.6, "left": 0.4}).text == "made"
 
 
 def test_a_guess_with_a_made_up_name_is_none(
@@ -129,7 +94,7 @@ def test_the_search_finds_the_likeliest_fills(engine: DiffusionEngine) -> None:
     assert plan.rules is not None
     texts = {"left": 0.1, "left(right)": 0.15, "right": 0.3, "range(left)": 0.25, "x": 0.2}
     cache, _ = engine._prefix_cache.encode(plan.prompt_ids)
-    mix = writer_of(engine, asked, texts)
+    mix = mix_of(engine, asked, texts)
     search = likely_fills(
         engine.model, cache, plan.prompt_ids, plan.rules, asked.max_tokens, 5, mix
     )

@@ -1,10 +1,11 @@
 """The real server over the real stdio, with a scripted engine, for tests that need exact text.
 
-    python fake_server.py [ANSWER [NUM_PASSES [PASS_SECONDS [MOST_TOGETHER]]]]
+    python fake_server.py [ANSWER [NUM_PASSES [PASS_SECONDS [MOST_TOGETHER [ALTERNATIVES]]]]]
 
-Every fill is ANSWER, in which {seed} is the request's and {draft} what it began with. One request
-more than the product has: `test/state` tells a text, what the engine was asked, and what is held:
-messages being worked on, tasks, threads, file descriptors, KiB of memory.
+Every fill is ANSWER, in which {seed} is the request's and {draft} what it began with; the words of
+ALTERNATIVES are what else the engine knows. One request more than the product has: `test/state`
+tells a text, what the engine was asked, and what is held: messages being worked on, tasks, threads,
+file descriptors, KiB of memory.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main(
     num_passes: str = "2",
     pass_seconds: str = "0",
     most_together: str = "0",
+    alternatives: str = "",
 ) -> int:
     def respond(request: InfillRequest) -> str:
         if len(engine.requests) > _KEPT:  # thousands of texts would look like a leak
@@ -41,6 +43,7 @@ def main(
         num_passes=int(num_passes),
         pass_seconds=float(pass_seconds),
         most_together=int(most_together),
+        alternatives=alternatives.split(),
     )
     server = build_server(lambda settings, on_death: engine)
 

@@ -63,9 +63,9 @@ class Editor:
 
 @contextmanager
 def editing(
-    text: str, answer: str = "answer", options: Any = None, uri: str = URI
+    text: str, answer: str = "answer", options: Any = None, uri: str = URI, alternatives: str = ""
 ) -> Iterator[Editor]:
-    with RawClient(FAKE, answer) as client:
+    with RawClient(FAKE, answer, "2", "0", "0", alternatives) as client:
         client.initialize(options=options, **CAPABILITIES)
         yield Editor(client, text, uri)
         assert client.close() == 0
@@ -110,6 +110,18 @@ def test_what_is_asked_for_has_alternatives() -> None:
         assert texts == ["answer0", "answer1", "answer2", "answer3"]
     with editing(TEXT, "answer", {"alternatives": 3}) as editor:
         assert editor.suggestions(4, INVOKED) == ["answer"]
+
+
+def test_an_engine_that_knows_what_else_is_likely_is_asked_once() -> None:
+    """Its alternatives come in its order, but for those that would not fit; none while typing."""
+    known = "other a! answer third"
+    with editing(TEXT, "answer{seed}", {"alternatives": 3}, alternatives=known) as editor:
+        assert editor.suggestions(4) == ["answer0"]
+        assert editor.suggestions(4, INVOKED) == ["answer0", "other", "answer"]
+        assert editor.state()["num_requests"] == 2
+    with editing(TEXT, "answer", {"alternatives": 1}, alternatives=known) as editor:
+        assert editor.suggestions(4, INVOKED) == ["answer"]
+        assert editor.state()["num_requests"] == 1
 
 
 QUIET = {

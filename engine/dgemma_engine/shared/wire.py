@@ -23,7 +23,7 @@ from ..errors import DGemmaError, EngineUnavailable, RequestError
 from ..types import InfillRequest, JointRequest
 
 # Two clients' and servers' words for each other; they part at once if it differs.
-PROTOCOL = 3
+PROTOCOL = 4
 # The longest prefix and suffix that the settings allow, in characters of four bytes, and some room.
 MAX_FRAME = 16 << 20  # bytes
 # A number beyond this is no count, no seed and no time.
