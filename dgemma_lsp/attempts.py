@@ -104,33 +104,44 @@ def attempts_at(
             has answered, for it may name that itself. None where the text was asked for.
         seconds: for all of them.
     """
-    results = [(yield Attempt(request, seconds))]
+    results: list[InfillResult] = []
+
+    def ask(
+        request: InfillRequest, *, is_shown: bool = True
+    ) -> Generator[Attempt, InfillResult, InfillResult]:
+        result = yield Attempt(request, seconds - _total(results).total_ms / 1000, is_shown)
+        results.append(result)
+        return result
 
     def ended(offer: list[str] | Rejection, result: InfillResult) -> Outcome:
+        if isinstance(offer, Rejection) and result.stop_reason is StopReason.DEADLINE:
+            detail = f"the time was over after {result.num_passes} passes; {offer.detail}"
+            offer = Rejection(RejectReason.DEADLINE, detail)
         return Outcome(offer, _with_totals(result, results))
 
-    (result,) = results
+    # The fill.
+    result = others = yield from ask(request)
     first = whole = result.text
-    starts: list[str] | Rejection = [first]
     threshold = None if find_threshold is None else find_threshold()
-    if threshold is not None:
-        starts = confident_starts(result, threshold)
+    starts = [whole] if threshold is None else confident_starts(result, threshold)
     if isinstance(starts, Rejection):
-        return ended(_unless_late(starts, result), result)
+        return ended(starts, result)
     text = first_that_fits(snapshot, hole, starts, whole)
+    # Another one.
     num_errors = _num_errors(snapshot, hole, text)
     if num_errors and threshold is None and _may_have_others(request, result):
-        again = dataclasses.replace(request, num_alternatives=_NUM_TRIED)
-        results.append((yield Attempt(again, math.inf, is_shown=False)))
-    sound = _sound_alternatives(snapshot, hole, results[-1])
+        others = yield from ask(
+            dataclasses.replace(request, num_alternatives=_NUM_TRIED), is_shown=False
+        )
+    sound = _sound_alternatives(snapshot, hole, others)
     for other, instead in sound:
         if num_errors and (fewer := _num_errors(snapshot, hole, other)) < num_errors:
             text, result, num_errors = other, instead, fewer
-    # Where only a start is likely, it may not fit because the rest is missing.
+    # Its broken part anew; where only a start is likely, that may not fit for want of the rest.
     is_whole = starts[0] == whole
     for number in range(1, repairs + 1):
-        left = seconds - _total(results).total_ms / 1000
-        if left <= 0 or not _is_broken(text) or not is_whole:
+        is_late = _total(results).total_ms / 1000 >= seconds
+        if is_late or not is_whole or not _is_broken(text):
             break
         start, end = broken_part(snapshot, hole, whole)
         # The sound part stays: to the model it is text before and after a smaller hole.
@@ -142,17 +153,17 @@ def attempts_at(
             draft=None,
             num_alternatives=0,
         )
-        result = yield Attempt(smaller, left)
-        results.append(result)
+        result = yield from ask(smaller)
         if threshold is not None and result.confidence < threshold:
             break
         whole = whole[:start] + result.text + whole[end:]
         text = first_that_fits(snapshot, hole, [whole], whole)
+    # A start of it.
     if _is_broken(text) and threshold is None and (shorter := sound_starts(first)[:_MOST_STARTS]):
         start_text = first_that_fits(snapshot, hole, shorter, first)
         text = start_text if isinstance(start_text, str) else text
     if isinstance(text, Rejection):
-        return ended(_unless_late(text, result), result)
+        return ended(text, result)
     return ended(list(dict.fromkeys((text, *(other for other, _ in sound)))), result)
 
 
@@ -187,14 +198,6 @@ def _is_broken(text: str | Rejection) -> bool:
         RejectReason.DOES_NOT_PARSE,
         RejectReason.UNBALANCED,
     )
-
-
-def _unless_late(rejection: Rejection, result: InfillResult) -> Rejection:
-    """The rejection; if there was no time left for the last attempt, that."""
-    if result.stop_reason is not StopReason.DEADLINE:
-        return rejection
-    detail = f"the time was over after {result.num_passes} passes; {rejection.detail}"
-    return Rejection(RejectReason.DEADLINE, detail)
 
 
 def _with_totals(result: InfillResult, results: Sequence[InfillResult]) -> InfillResult:

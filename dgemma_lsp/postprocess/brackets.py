@@ -1,9 +1,15 @@
 """A fill closes what it opens, and nothing that others need.
 
-Counted in characters, so that it holds for any language; `in_place.py` asks the grammar.
+One that begins in code and closes all that it opens is told from its own quotes and comments, in
+the languages that the engine knows. Else it is counted in characters, so that it holds for any
+language; `in_place.py` asks the grammar.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dgemma_engine.nesting import Place, move, syntax_of
 
 from ..document import DocumentSnapshot
 from ..hole import Hole
@@ -14,27 +20,31 @@ _CHARS_BEFORE, _CHARS_AFTER = 4000, 2000
 
 _OPENS = {")": "(", "]": "[", "}": "{"}
 _CLOSES = {opening: closing for closing, opening in _OPENS.items()}
+_QUOTES = ('"', "'", '"""', "'''")
 
 
 def close_brackets(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | Rejection:
     """Leave a fill as it is if brackets and quotes fit in place as well as without it.
 
-    If brackets of its own stay open at its end, and nothing but a line's end follows, they are
-    closed; else it is rejected.
+    If brackets or quotes of its own stay open at its end, and nothing but a line's end follows,
+    they are closed; else it is rejected.
     """
-    before, after = _around(snapshot, hole)
-    allowed = num_unmatched(before + after)
     if is_balanced(snapshot, hole, text):
         return text
-    if after[:1] in ("", "\n", "\r"):
-        closed = text + "".join(_CLOSES[bracket] for bracket in reversed(open_brackets(text)))
-        if num_unmatched(before + closed + after) <= allowed:
-            return closed
+    if _is_line_end(snapshot, hole):
+        for ending in _endings(snapshot.language_id, text):
+            if is_balanced(snapshot, hole, text + ending):
+                return text + ending
     return Rejection(RejectReason.UNBALANCED, "the fill leaves a bracket or a quote without other")
 
 
 def is_balanced(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
     """Whether brackets and quotes fit with a fill in place as well as without it."""
+    syntax, place = syntax_of(snapshot.language_id), _place_behind(snapshot.language_id, text)
+    if syntax is not None and place is not None and not place.brackets:
+        is_comment = syntax.quotes.get(place.quote) == "\n"
+        if not place.quote or (is_comment and _is_line_end(snapshot, hole)):
+            return True
     before, after = _around(snapshot, hole)
     return num_unmatched(before + text + after) <= num_unmatched(before + after)
 
@@ -49,10 +59,36 @@ def opens_quote(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
     return _num_odd_quotes(before + text + after) > _num_odd_quotes(before + after)
 
 
+def _is_line_end(snapshot: DocumentSnapshot, hole: Hole) -> bool:
+    """Whether nothing but a line's end follows a hole."""
+    return (hole.after + snapshot.text[hole.end : hole.end + 1])[:1] in ("", "\n", "\r")
+
+
 def _around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
     before = snapshot.text[max(0, hole.start - _CHARS_BEFORE) : hole.start] + hole.before
     after = hole.after + snapshot.text[hole.end : hole.end + _CHARS_AFTER]
     return before, after
+
+
+def _place_behind(language_id: str, text: str) -> Place | None:
+    """What a text that begins in code leaves open; None if nobody knows, or it closes others."""
+    syntax = syntax_of(language_id)
+    return None if syntax is None else move(Place(), syntax.marks.findall(text), syntax)
+
+
+def _endings(language_id: str, text: str) -> Iterator[str]:
+    """What may close all that a text opens."""
+    place = _place_behind(language_id, text)
+    # An empty string was not meant.
+    if place is not None and place.quote in _QUOTES and not text.rstrip().endswith(place.quote):
+        *more, last = text[text.rindex(place.quote) :].split("\n")
+        own_line = "\n" + last[: len(last) - len(last.lstrip())] if more else ""
+        yield own_line + place.quote + _closing(place.brackets)
+    yield _closing(open_brackets(text))
+
+
+def _closing(brackets: str) -> str:
+    return "".join(_CLOSES[bracket] for bracket in reversed(brackets))
 
 
 def num_unmatched(text: str) -> int:
@@ -74,7 +110,7 @@ def _num_odd_quotes(text: str) -> int:
     return text.count('"') % 2 + text.count("'") % 2
 
 
-def open_brackets(text: str) -> list[str]:
+def open_brackets(text: str) -> str:
     """The opening brackets that `text` itself does not close, in their order."""
     stack: list[str] = []
     for char in text:
@@ -82,4 +118,4 @@ def open_brackets(text: str) -> list[str]:
             stack.append(char)
         elif stack and stack[-1] == _OPENS.get(char):
             stack.pop()
-    return stack
+    return "".join(stack)

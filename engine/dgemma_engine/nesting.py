@@ -101,6 +101,11 @@ class Prefix(NamedTuple):
     indent: int
 
 
+def syntax_of(language_id: str) -> Syntax | None:
+    """Of a language; None of one that is not known here."""
+    return _SYNTAXES.get(language_id)
+
+
 def closes_something(marks: Sequence[str]) -> bool:
     """Whether some marks may close a bracket."""
     return not _OPENS.keys().isdisjoint(marks)
@@ -152,7 +157,7 @@ class Nesting:
     @classmethod
     def between(cls, prefix: str, suffix: str, language_id: str) -> Nesting | None:
         """Of a hole; None in prose, in other languages and where the text makes no sense."""
-        syntax = _SYNTAXES.get(language_id)
+        syntax = syntax_of(language_id)
         found = None if syntax is None else read_prefix(prefix, syntax)
         if syntax is None or found is None:
             return None
