@@ -114,7 +114,7 @@ class LeftToRight:
         """The fill; if it has a name that nobody gave, the likeliest other one that has none.
 
         Returns:
-            and all likely ones that have none, if they are wanted, or had to be looked for.
+            and the other likely ones that have none, if they are wanted, or had to be looked for.
         """
 
         def is_known(fill: Chain) -> bool:
@@ -139,7 +139,7 @@ class LeftToRight:
         known = [fill for fill in others if fill.is_over(rules, -math.inf) and is_known(fill)]
         if known and not is_known(chain):
             chain = known[0]
-        return chain, known
+        return chain, [fill for fill in known if fill.token_ids != chain.token_ids]
 
     def _cut_before_suffix(
         self,

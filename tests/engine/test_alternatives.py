@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from dgemma_engine import Decoder, HoleKind, InfillRequest, RequestError
-from dgemma_engine.drafts import Fill
+from dgemma_engine.chains import Chain
+from dgemma_engine.drafts import Fill, draft_of
 from dgemma_engine.infill import DiffusionEngine, build_engine
 from dgemma_engine.types import StopReason
 
@@ -67,23 +68,49 @@ def test_other_fills_have_none(
     assert fill_by(engine, monkeypatch, asked, TEXTS).alternatives == ()
 
 
-def test_what_a_guess_took_the_place_of_is_an_alternative(
-    engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fits_best", "expected"),
+    [
+        # The fill, then what it might have been: the likeliest other one, the best other guess.
+        ("left", ["left", "x", "range", "y"]),
+        ("right", ["right", "left", "range", "x", "y"]),
+    ],
+)
+def test_guesses_are_among_the_alternatives(
+    engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch, fits_best: str, expected: list[str]
 ) -> None:
-    """The first of them: what the encoder had written itself."""
-    asked = dataclasses.replace(REQUEST, num_alternatives=2)
+    """With what the encoder had written itself, if one took its place."""
+    asked = dataclasses.replace(REQUEST, num_alternatives=4)
     plan = engine.strategy.plan(asked)
-    assert plan.rules is not None
-    texts = ("left", "right", "x")
-    ids = [engine._texts.draft_ids(text, plan.healed) for text in texts]
-    read = [engine._left_to_right.read(plan, plan.rules, token_ids) for token_ids in ids]
-    (draft, own), (_, guess), (_, other) = read
-    fill = Fill(draft, 1, StopReason.END, own, (other,))
-    monkeypatch.setattr(engine._copying, "_guesses", lambda *_: [ids[1]])
-    monkeypatch.setattr(engine._judge, "scores", lambda _, texts: list(range(len(texts))))
-    instead = engine._copying.instead_of(fill, plan, asked)
-    assert instead.chain == guess
-    assert instead.others == (own, other)
+    rules = plan.rules
+    assert rules is not None
+
+    def read(text: str) -> Chain:
+        return engine._left_to_right.read(plan, rules, ids_of(text))[1]
+
+    def ids_of(text: str) -> list[int]:
+        return engine._texts.draft_ids(text, plan.healed)
+
+    own = read("left")
+    fill = Fill(draft_of(own), 1, StopReason.END, own, (read("x"), read("y")))
+    guesses = [ids_of(text) for text in ("[left]", "range", "right")]
+    monkeypatch.setattr(engine._copying, "_guesses", lambda *_: guesses)
+    fit = {fits_best: 9.0, "range": 8.0, "[left]": 7.0}
+    monkeypatch.setattr(
+        engine._judge, "scores", lambda _, texts: [fit.get(text, 0.0) for text in texts]
+    )
+    found = engine._copying.instead_of(fill, plan, asked)
+    assert found.chain is not None
+    texts = [
+        engine._texts.text_of(chain.token_ids, plan, asked)
+        for chain in (found.chain, *found.others)
+    ]
+    assert texts == expected
+    without = engine._copying.instead_of(fill, plan, dataclasses.replace(asked, num_alternatives=0))
+    assert without.chain == found.chain
+    assert "range" not in {
+        engine._texts.text_of(chain.token_ids, plan, asked) for chain in without.others
+    }
 
 
 @pytest.mark.parametrize("number", [-1, 17])
