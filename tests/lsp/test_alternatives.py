@@ -24,9 +24,9 @@ HOLE = Hole(4, 4, HoleKind.LINE)
 # requests asks for.
 CASES = {
     "sound": ("first", ["other"], "first", [0]),
-    "broken": ("first second", ["a!", "other"], "other", [0, 3]),
-    "closed": ("first second", ["f(x"], "f(x)", [0, 3]),
-    "nothing else that is sound": ("first second", ["a!", "b!"], "first", [0, 3, 0]),
+    "broken": ("first second", ["a!", "other"], "other", [0, 7]),
+    "closed": ("first second", ["f(x"], "f(x)", [0, 7]),
+    "nothing else that is sound": ("first second", ["a!", "b!"], "first", [0, 7, 0]),
     "nothing else": ("first second", [], "first", [0, 0]),
 }
 
