@@ -218,7 +218,7 @@ _SCORES_HEAD = """Holes in held-out packages, none on lines that training files 
 ends aside. `diffusion` does not know the length; `length known` is told it; `left to right` is
 greedy decoding of the same weights with the suffix in the prompt, `no suffix` the same without it
 (for blocks, it is told the length); `copy` is no model: what followed the last place in the file
-that ended as the prefix does; `auto` is what the product does. All but `copy` and `nothing
+that ended as the prefix does; `auto` is what the product offers. All but `copy` and `nothing
 recalled` recall how code like this went on in the file and in the others of its package, as in an
 editor that has the package's folder open.
 """

@@ -31,32 +31,28 @@ CASES = {
 }
 
 
+async def fill(engine: FakeEngine, repairs: int, *, while_typing: bool) -> str | Rejection:
+    scheduler = FillScheduler(lambda on_death: engine)
+    try:
+        return await Filler(scheduler).fill(
+            SNAPSHOT, HOLE, Settings(repairs=repairs), while_typing=while_typing
+        )
+    finally:
+        scheduler.close()
+
+
 @pytest.mark.parametrize("name", CASES)
 async def test_what_is_broken_gives_way(name: str) -> None:
     """Before it is repaired, or cut."""
     answer, others, expected, asked = CASES[name]
     engine = FakeEngine(lambda _: answer, alternatives=others)
-    scheduler = FillScheduler(lambda on_death: engine)
-    try:
-        outcome = await Filler(scheduler).fill(
-            SNAPSHOT, HOLE, Settings(repairs=1), while_typing=False
-        )
-    finally:
-        scheduler.close()
-    assert outcome == expected
+    assert await fill(engine, 1, while_typing=False) == expected
     assert [request.num_alternatives for request in engine.requests] == asked
 
 
 async def test_nothing_else_is_asked_for_while_typing() -> None:
     engine = FakeEngine(lambda _: "first second", alternatives=["other"])
-    scheduler = FillScheduler(lambda on_death: engine)
-    try:
-        outcome = await Filler(scheduler).fill(
-            SNAPSHOT, HOLE, Settings(repairs=0), while_typing=True
-        )
-    finally:
-        scheduler.close()
-    assert isinstance(outcome, Rejection)
+    assert isinstance(await fill(engine, 0, while_typing=True), Rejection)
     assert [request.num_alternatives for request in engine.requests] == [0]
 
 
