@@ -45,7 +45,7 @@ def is_balanced(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
         is_comment = syntax.quotes.get(place.quote) == "\n"
         if not place.quote or (is_comment and _is_line_end(snapshot, hole)):
             return True
-    before, after = _around(snapshot, hole)
+    before, after = around(snapshot, hole)
     return num_unmatched(before + text + after) <= num_unmatched(before + after)
 
 
@@ -54,7 +54,7 @@ def opens_quote(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
 
     `is_balanced` counts on many lines, of which one may begin within a string, or say "don't".
     """
-    before, after = _around(snapshot, hole)
+    before, after = around(snapshot, hole)
     before, after = before.rpartition("\n")[2], after.partition("\n")[0]
     return _num_odd_quotes(before + text + after) > _num_odd_quotes(before + after)
 
@@ -64,7 +64,8 @@ def _is_line_end(snapshot: DocumentSnapshot, hole: Hole) -> bool:
     return (hole.after + snapshot.text[hole.end : hole.end + 1])[:1] in ("", "\n", "\r")
 
 
-def _around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
+def around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
+    """The text before and behind a fill that is looked at."""
     before = snapshot.text[max(0, hole.start - _CHARS_BEFORE) : hole.start] + hole.before
     after = hole.after + snapshot.text[hole.end : hole.end + _CHARS_AFTER]
     return before, after

@@ -6,10 +6,12 @@ repeating it.
 
 from __future__ import annotations
 
+from dgemma_engine.nesting import Nesting
+
 from ..context import to_lf
 from ..document import DocumentSnapshot
 from ..hole import Hole
-from .brackets import num_unmatched
+from .brackets import around, num_unmatched
 from .rejection import Rejection, RejectReason
 
 # Enough lines to see a repeated tail; a fill is rarely longer.
@@ -21,8 +23,7 @@ def trim_suffix_overlap(snapshot: DocumentSnapshot, hole: Hole, text: str) -> st
     _, line_end = snapshot.lines.bounds(snapshot.lines.line_at(hole.end))
     rest_of_line = to_lf(hole.after + snapshot.text[hole.end : line_end])
     if rest_of_line.strip():
-        before = (snapshot.text[max(0, hole.start - 1) : hole.start] + hole.before)[-1:]
-        trimmed = _trim_rest_of_line(before, text, rest_of_line)
+        trimmed = _trim_rest_of_line(snapshot, hole, text, rest_of_line)
     else:
         head_start = snapshot.lines.bounds(snapshot.lines.line_at(hole.start))[0]
         head = to_lf(snapshot.text[head_start : hole.start] + hole.before).rpartition("\n")[2]
@@ -32,16 +33,28 @@ def trim_suffix_overlap(snapshot: DocumentSnapshot, hole: Hole, text: str) -> st
     return trimmed
 
 
-def _trim_rest_of_line(before: str, text: str, rest: str) -> str:
-    """Drop the end of the fill that begins the rest of the line, but no part of a word."""
+def _trim_rest_of_line(snapshot: DocumentSnapshot, hole: Hole, text: str, rest: str) -> str:
+    """Drop the end of the fill that begins the rest of the line, but no part of a word.
+
+    Nor a bracket that it opened itself, unless the one behind is there to close that.
+    """
+    before = (snapshot.text[max(0, hole.start - 1) : hole.start] + hole.before)[-1:]
     for length in range(min(len(text), len(rest)), 0, -1):
         if not text.endswith(rest[:length]):
             continue
         kept = text[:-length]
         splits_a_word = _is_word((before + kept)[-1:]) and _is_word(rest[0])
-        if not splits_a_word and num_unmatched(kept) <= num_unmatched(text):
+        is_own = num_unmatched(kept) > num_unmatched(text)
+        if not splits_a_word and not (is_own and not _fits_only(snapshot, hole, kept, text)):
             return kept
     return text
+
+
+def _fits_only(snapshot: DocumentSnapshot, hole: Hole, kept: str, text: str) -> bool:
+    """Whether one text leaves open what the text behind the hole closes, and another does not."""
+    before, after = map(to_lf, around(snapshot, hole))
+    nesting = Nesting.between(before, after, snapshot.language_id)
+    return nesting is not None and nesting.fits(kept) and not nesting.fits(text)
 
 
 def _trim_next_lines(head: str, text: str, following: list[str]) -> str:
