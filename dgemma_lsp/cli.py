@@ -153,7 +153,7 @@ def serve(
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--watch", is_flag=True, help="Show the canvas after every pass.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps at most.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps of an attempt at most.")
 @click.option(
     "--decoder",
     default="auto",

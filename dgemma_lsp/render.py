@@ -56,11 +56,13 @@ def in_place(prefix: str, hole: Text, suffix: str, lines_around: int = _LINES_AR
 
 
 def summary(result: InfillResult) -> str:
-    """One line: passes, time, tokens, how sure, why it stopped."""
-    sure = sum(result.token_confidences) / max(1, len(result.token_confidences))
+    """One line: passes, time, tokens as far as they are known, how sure, why it stopped."""
+    sure = f"confidence {result.confidence:.0%}"
+    if confidences := result.token_confidences:
+        mean = sum(confidences) / len(confidences)
+        sure = f"{len(confidences)} tokens, mean confidence {mean:.0%}"
     return (
-        f"{result.num_passes} passes, {result.timings.total_ms:.0f} ms, "
-        f"{len(result.token_ids)} tokens, mean confidence {sure:.0%}, "
+        f"{result.num_passes} passes, {result.timings.total_ms:.0f} ms, {sure}, "
         f"stopped: {result.stop_reason.value}"
     )
 

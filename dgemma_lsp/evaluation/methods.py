@@ -121,7 +121,7 @@ _MODEL_METHODS: dict[str, Method] = {
     "auto, nothing recalled": _nothing_recalled,
 }
 # All that the server tries for a text that was asked for is tried; its answer is what is offered.
-AS_PRODUCT = ("auto", "auto, this file alone", "auto, nothing recalled")
+_AS_PRODUCT = ("auto", "auto, this file alone", "auto, nothing recalled")
 COPY = "copy"
 METHODS = (*_MODEL_METHODS, COPY)
 WHILE_TYPING = "while typing"
@@ -141,7 +141,7 @@ def answer(method: str, engine: InfillEngine, question: Question) -> Answer:
     ask = _while_typing if method == WHILE_TYPING else _MODEL_METHODS[method]
     request = ask(engine, question)
     shown: str | None = None
-    if method in AS_PRODUCT:
+    if method in _AS_PRODUCT:
         attempts = attempts_at(snapshot, hole, request, Settings().repairs)
         offer, result = make_attempts_at_once(
             attempts, lambda attempt: engine.fill(attempt.request)

@@ -56,9 +56,35 @@ async def test_nothing_else_is_asked_for_while_typing() -> None:
     assert [request.num_alternatives for request in engine.requests] == [0]
 
 
-def make_all(engine: FakeEngine, request: InfillRequest) -> Outcome:
-    attempts = attempts_at(SNAPSHOT, HOLE, request, repairs=0)
+def make_all(
+    engine: FakeEngine,
+    request: InfillRequest,
+    snapshot: DocumentSnapshot = SNAPSHOT,
+    hole: Hole = HOLE,
+) -> Outcome:
+    attempts = attempts_at(snapshot, hole, request, repairs=0)
     return make_attempts_at_once(attempts, lambda attempt: engine.fill(attempt.request))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("x = f(║)\n", ")", "other"),  # it only repeats what follows
+        ("def ║\ny = 1\n", "g", "g(): pass"),  # no worse than any name is, but there is better
+        ("def ║\ny = 1\n", "other", "g(): pass"),
+        ("x = ║\n", "other", "other"),
+        ("x = y║\n", "", None),  # nothing is to be said
+    ],
+)
+def test_another_text_takes_the_place_of(text: str, answer: str, expected: str | None) -> None:
+    """The first that leaves fewer errors; of what is as good as it can be nothing does."""
+    before, after = text.split("║")
+    snapshot = DocumentSnapshot("file:///a.py", 1, "python", before + after)
+    hole = Hole(len(before), len(before), HoleKind.LINE)
+    engine = FakeEngine(lambda _: answer, alternatives=["other", "g(): pass", "h(): pass"])
+    request = build_request(snapshot, hole, ContextBudget())
+    offer, _ = make_all(engine, request, snapshot, hole)
+    assert expected == (None if isinstance(offer, Rejection) else offer[0])
 
 
 @pytest.mark.parametrize("change", [{"kind": HoleKind.BLOCK}, {"num_tokens": 2}])
