@@ -88,7 +88,7 @@ class Copying:
 
     def _guesses(self, plan: InfillPlan, request: InfillRequest) -> Iterator[list[int]]:
         copied = self._texts.draft_ids(copy_from_context(request), plan.healed)
-        if len(copied) <= request.max_tokens:
+        if len(copied) <= plan.most_tokens:
             yield copied
         if plan.guesses is not None:
-            yield from plan.guesses(request.max_tokens)
+            yield from plan.guesses(plan.most_tokens)

@@ -64,7 +64,7 @@ class LeftToRight:
             self.prefix_cache,
             plan.prompt_ids,
             plan.rules,
-            request.max_tokens,
+            plan.most_tokens,
             request.num_tokens,
             cancel,
             plan.mix,
@@ -73,9 +73,7 @@ class LeftToRight:
             draft = draft_of(chain)
             num_passes += 1
             if on_step is not None and has_written:
-                on_step(
-                    self._texts.step_of(num_passes - 1, request.max_tokens, draft, plan, request)
-                )
+                on_step(self._texts.step_of(num_passes - 1, plan.most_tokens, draft, plan, request))
             if request.deadline is not None and time.monotonic() >= request.deadline:
                 reason = StopReason.DEADLINE
                 break
@@ -83,7 +81,7 @@ class LeftToRight:
                 reason = StopReason.UNSURE
                 break
             yield None
-        if reason is StopReason.END and len(draft.token_ids) == request.max_tokens:
+        if reason is StopReason.END and len(draft.token_ids) == plan.most_tokens:
             reason = StopReason.MAX_STEPS
         others: list[Chain] = []
         if not reason.is_early and request.num_tokens is None:
@@ -130,7 +128,7 @@ class LeftToRight:
             cache,
             plan.prompt_ids,
             rules,
-            request.max_tokens,
+            plan.most_tokens,
             max(_NUM_SEARCHED, 1 + num_wanted),
             plan.mix,
             cancel,

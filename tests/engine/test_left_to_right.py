@@ -14,6 +14,7 @@ from dgemma_engine import (
     Cancelled,
     CheckpointError,
     Decoder,
+    DraftStep,
     HoleKind,
     InfillRequest,
     RequestError,
@@ -203,6 +204,22 @@ def test_auto_means_what_the_checkpoint_says(tmp_path: Path) -> None:
     path.write_text('{"layout": {"left_to_right": ["paragraph"]}}', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"infill_config\.json: layout: 'paragraph'"):
         build_engine(str(folder))
+
+
+def test_a_line_is_shorter_than_its_hole_on_the_canvas(tmp_path: Path) -> None:
+    """However much was asked for; a block is not."""
+    engine = engine_of(tmp_path, line_tokens=8)
+
+    def steps(**changes: object) -> list[DraftStep]:
+        found: list[DraftStep] = []
+        result = engine.fill(request(**changes), on_step=found.append)
+        assert result.stop_reason is StopReason.MAX_STEPS
+        assert len(found) == found[0].max_steps
+        return found
+
+    assert len(steps(kind=HoleKind.LINE)) == 7
+    assert len(steps(kind=HoleKind.LINE, max_tokens=4)) == 4
+    assert len(steps(kind=HoleKind.BLOCK)) == 20
 
 
 def test_left_to_right_is_cancelled_and_has_deadlines(engine: DiffusionEngine) -> None:

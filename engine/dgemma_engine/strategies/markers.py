@@ -42,7 +42,7 @@ class MarkerLayout:
     Attributes:
         canvas_lengths: C, ascending.
         hole_lengths: slots of a hole, ascending; a hole takes the smallest that suffices.
-        line_tokens: slots wanted for the rest of a line.
+        line_tokens: slots wanted for the rest of a line, which is shorter, whoever writes it.
         block_tokens: slots wanted for anything longer.
         prefix_tokens: longest prefix.
         suffix_tokens: longest suffix that the encoder reads; the canvas holds the head of it again.
@@ -158,6 +158,7 @@ class MarkerStrategy:
 
         longest = layout.hole_lengths[-1]
         candidates: tuple[int, ...] = ()
+        most_tokens = request.max_tokens
         if request.num_tokens is not None:
             canvas = build_exact([min(request.num_tokens, longest)])
         elif request.draft is not None:
@@ -168,8 +169,10 @@ class MarkerStrategy:
         else:
             size = layout.hole_length(request.kind, request.max_tokens)
             if is_line:
-                most = min(size - 1, request.max_tokens)
-                candidates = tuple(length for length in layout.line_candidates if length <= most)
+                most_tokens = min(size - 1, most_tokens)
+                candidates = tuple(
+                    length for length in layout.line_candidates if length <= most_tokens
+                )
             canvas = build([size] * (1 if candidates else layout.drafts), MID_ID)
         # Who did not ask is not to be shown a guess at a place that looks whole.
         is_wanted = not request.least_confidence and request.num_tokens is None
@@ -195,6 +198,7 @@ class MarkerStrategy:
                 healed.decode("utf-8", errors="ignore"),
                 request.suffix,
             ),
+            most_tokens=most_tokens,
             before_ids=before_ids,
             after_ids=after_ids,
         )

@@ -39,6 +39,7 @@ class InfillPlan:
         probe_passes: see above.
         exact_canvas: the canvas of some of these lengths, a row each.
         judge: what drafts are compared by; None where there is only one.
+        most_tokens: of a text that is written from left to right, or copied; 0 without rules.
         before_ids, after_ids: the text around the hole, all of it and not only what is read; empty
             without rules.
         mix: changes what the rules say of the next token, by what `recall.py` knows.
@@ -61,6 +62,7 @@ class InfillPlan:
     probe_passes: int = 0
     exact_canvas: Callable[[Sequence[int]], Canvas] | None = None
     judge: JudgePrompt | None = None
+    most_tokens: int = 0
     before_ids: Sequence[int] = ()
     after_ids: Sequence[int] = ()
     mix: Mix | None = None
