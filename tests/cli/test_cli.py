@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import dgemma_engine
-from dgemma_engine import timing
+from dgemma_engine import Decoder, InfillRequest, timing
+from dgemma_engine.fake import FakeEngine
 from dgemma_engine.machine import Memory
 from dgemma_lsp.cli import main
 from dgemma_lsp.settings import Settings
@@ -246,9 +248,43 @@ def test_demo(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It fills every hole of the sample and says how many are as their author had them."""
     assert run("demo", "--model", checkpoint) == 0
     shown = capsys.readouterr().out
-    assert shown.count("the author had written:") == 6
-    assert "6 holes filled, " in shown
+    assert shown.count("the author had written:") == 7
+    assert "7 holes filled, " in shown
     assert "«" not in shown
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """What every command loads: drafts by diffusion, else the names of things."""
+
+    def answer(request: InfillRequest) -> str:
+        return "draft" if request.decoder is Decoder.DIFFUSION else "name"
+
+    engine = FakeEngine(answer, num_passes=1)
+    monkeypatch.setattr(dgemma_engine, "load_engine", lambda *_: engine)
+    return engine
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_demo_of_the_small_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is offered counts, as in an editor; what diffusion makes of it is told beside it."""
+    assert run("demo") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("by diffusion, 1 passes, 0 ms: 'draft'") == 7
+    assert "raise KeyError(name)" in shown
+    assert "7 holes filled, 1 as their author had (by diffusion 0)" in shown
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_time_to_watch_is_not_the_fills(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal each pass stays for a moment; the fill was as fast as it is."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    start = time.monotonic()
+    assert run("demo") == 0
+    assert time.monotonic() - start > 7 * 0.15
+    assert capsys.readouterr().out.count("by diffusion, 1 passes, 0 ms:") == 7
 
 
 @pytest.mark.parametrize(
