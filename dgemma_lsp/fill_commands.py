@@ -8,6 +8,7 @@ import statistics
 import time
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import click
@@ -70,8 +71,7 @@ def fill(
     LOCATION is FILE:LINE:COL for a cursor, or FILE:L1:C1-L2:C2 for a span that is replaced. Lines
     and columns count from 1.
     """
-    file, hole = _find_hole(Location.parse(location))
-    snapshot = file.snapshot()
+    file, snapshot, hole = _find_hole(Location.parse(location))
     request = build_request(snapshot, hole, ContextBudget(), max_tokens=max_tokens, seed=seed)
     request = dataclasses.replace(
         request,
@@ -87,7 +87,7 @@ def fill(
         prefix, suffix = _around(snapshot, hole)
         file.write(prefix + outcome.replace("\n", snapshot.eol) + suffix)
     if as_json:
-        answer = _result_json(file, hole, result, outcome)
+        answer = _result_json(file.path, snapshot, hole, result, outcome)
         click.echo(json.dumps({**answer, "wrote": write and has_fill}))
         return
     _show_in_place(console, snapshot, hole, outcome)
@@ -106,8 +106,7 @@ def context(location: str, model: str, device: str, dtype: str, quantization: st
     LOCATION is as for `fill`. In an editor other open files may be read too; the command
     dgemma.context tells there.
     """
-    file, hole = _find_hole(Location.parse(location))
-    snapshot = file.snapshot()
+    file, snapshot, hole = _find_hole(Location.parse(location))
     if holds_secrets(snapshot.uri):
         raise InputError(f"{file.path}: files of this name usually hold secrets, and are not read")
     folder = file.path.resolve().parent
@@ -147,9 +146,8 @@ def demo(model: str, device: str, dtype: str, quantization: str | None, seed: in
         prefix, rest = source.split(_HOLE_START, maxsplit=1)
         author, suffix = rest.split(_HOLE_END, maxsplit=1)
         # Later holes keep their author's text: one hole is filled at a time.
-        text = prefix + _without_marks(suffix)
-        snapshot = DocumentSnapshot("file:///inventory.py", 0, "python", text)
-        snapshot.syntax.wait()
+        file = SourceFile(Path("inventory.py"), prefix + _without_marks(suffix))
+        snapshot = file.snapshot()
         hole = select_hole(snapshot, len(prefix))
         request = build_request(snapshot, hole, ContextBudget(), seed=seed)
         console.rule(f"hole {len(times) + 1}")
@@ -184,12 +182,13 @@ def demo(model: str, device: str, dtype: str, quantization: str | None, seed: in
         )
 
 
-def _find_hole(location: Location) -> tuple[SourceFile, Hole]:
+def _find_hole(location: Location) -> tuple[SourceFile, DocumentSnapshot, Hole]:
     file = SourceFile.read(location.path)
     start, end = file.span(location)
+    snapshot = file.snapshot()
     if start == end:
-        return file, select_hole(file.snapshot(), start, cover_marker=True)
-    return file, selection_hole(file.snapshot(), start, end)
+        return file, snapshot, select_hole(snapshot, start, cover_marker=True)
+    return file, snapshot, selection_hole(snapshot, start, end)
 
 
 def _around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
@@ -268,16 +267,20 @@ def _run(
 
 
 def _result_json(
-    file: SourceFile, hole: Hole, result: InfillResult, outcome: str | Rejection
+    path: Path,
+    snapshot: DocumentSnapshot,
+    hole: Hole,
+    result: InfillResult,
+    outcome: str | Rejection,
 ) -> dict[str, Any]:
-    lines = file.snapshot().lines
+    lines = snapshot.lines
 
     def place(offset: int) -> dict[str, int]:
         line = lines.line_at(offset)
         return {"line": line + 1, "column": offset - lines.bounds(line)[0] + 1}
 
     return {
-        "path": str(file.path),
+        "path": str(path),
         "start": place(hole.start),
         "end": place(hole.end),
         "kind": hole.kind.value,

@@ -14,9 +14,7 @@ from dgemma_engine.nesting import Place, move, syntax_of
 from ..document import DocumentSnapshot
 from ..hole import Hole
 from .rejection import Rejection, RejectReason
-
-# The text around the hole that is looked at: enough for a call over some lines.
-_CHARS_BEFORE, _CHARS_AFTER = 4000, 2000
+from .surroundings import around, ends_line
 
 _OPENS = {")": "(", "]": "[", "}": "{"}
 _CLOSES = {opening: closing for closing, opening in _OPENS.items()}
@@ -31,7 +29,7 @@ def close_brackets(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str | R
     """
     if is_balanced(snapshot, hole, text):
         return text
-    if _is_line_end(snapshot, hole):
+    if ends_line(snapshot, hole):
         for ending in _endings(snapshot.language_id, text):
             if is_balanced(snapshot, hole, text + ending):
                 return text + ending
@@ -43,7 +41,7 @@ def is_balanced(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
     syntax, place = syntax_of(snapshot.language_id), _place_behind(snapshot.language_id, text)
     if syntax is not None and place is not None and not place.brackets:
         is_comment = syntax.quotes.get(place.quote) == "\n"
-        if not place.quote or (is_comment and _is_line_end(snapshot, hole)):
+        if not place.quote or (is_comment and ends_line(snapshot, hole)):
             return True
     before, after = around(snapshot, hole)
     return num_unmatched(before + text + after) <= num_unmatched(before + after)
@@ -57,18 +55,6 @@ def opens_quote(snapshot: DocumentSnapshot, hole: Hole, text: str) -> bool:
     before, after = around(snapshot, hole)
     before, after = before.rpartition("\n")[2], after.partition("\n")[0]
     return _num_odd_quotes(before + text + after) > _num_odd_quotes(before + after)
-
-
-def _is_line_end(snapshot: DocumentSnapshot, hole: Hole) -> bool:
-    """Whether nothing but a line's end follows a hole."""
-    return (hole.after + snapshot.text[hole.end : hole.end + 1])[:1] in ("", "\n", "\r")
-
-
-def around(snapshot: DocumentSnapshot, hole: Hole) -> tuple[str, str]:
-    """The text before and behind a fill that is looked at."""
-    before = snapshot.text[max(0, hole.start - _CHARS_BEFORE) : hole.start] + hole.before
-    after = hole.after + snapshot.text[hole.end : hole.end + _CHARS_AFTER]
-    return before, after
 
 
 def _place_behind(language_id: str, text: str) -> Place | None:

@@ -11,8 +11,9 @@ from dgemma_engine.nesting import Nesting
 from ..context import to_lf
 from ..document import DocumentSnapshot
 from ..hole import Hole
-from .brackets import around, num_unmatched
+from .brackets import num_unmatched
 from .rejection import Rejection, RejectReason
+from .surroundings import around
 
 # Enough lines to see a repeated tail; a fill is rarely longer.
 _MAX_LINES = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..document import DocumentSnapshot
 from ..hole import Hole
+from .surroundings import ends_line
 
 
 def trim_trailing_blank(snapshot: DocumentSnapshot, hole: Hole, text: str) -> str:
@@ -11,5 +12,4 @@ def trim_trailing_blank(snapshot: DocumentSnapshot, hole: Hole, text: str) -> st
 
     In the middle of a line a last blank may be wanted, as before the `b` of `a + ║b`.
     """
-    following = (hole.after + snapshot.text[hole.end : hole.end + 1])[:1]
-    return text.rstrip() if following in ("", "\n", "\r") else text
+    return text.rstrip() if ends_line(snapshot, hole) else text
